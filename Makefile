@@ -1,0 +1,45 @@
+# Everything a fresh machine needs is set up by the target that needs it. Python 3.11 or later and a shell suffice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := router replica loadtest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint format bench docs clean
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/core: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefix-router needs Python 3.11 or later (set PYTHON=...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/core ## simulated fleet, router and agents: hit rates of round robin and prefix-aware routing
+	$(BIN)/prefix-router demo
+
+test: $(VENV)/dev ## all tests
+	$(BIN)/python tests/prepare.py
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## ruff, mypy --strict, import rules, generated docs up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m router.config.reference | diff -u docs/configuration.md -
+
+format: $(VENV)/dev ## format the code and regenerate the docs
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python -m router.config.reference > docs/configuration.md
+
+bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
+	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The endpoint agents talk to: one request from its bytes to its answer."""

@@ -1,0 +1,50 @@
+"""The operators' listener: /metrics, /health, /ready, /replicas. aiohttp: nothing here is on the request path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+Ready = Callable[[], tuple[bool, dict[str, Any]]]
+
+
+class Admin:
+    """Serves what the given functions return, read at each request."""
+
+    def __init__(
+        self, *, metrics: Callable[[], bytes], ready: Ready, replicas: Callable[[], list[dict[str, Any]]]
+    ) -> None:
+        self._metrics = metrics
+        self._ready = ready
+        self._replicas = replicas
+        app = web.Application()
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/health", self._get_health)
+        app.router.add_get("/ready", self._get_ready)
+        app.router.add_get("/replicas", self._get_replicas)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the bound port. Raises OSError when the address can't be bound."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        return int(self._runner.addresses[0][1])
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _get_health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _get_ready(self, request: web.Request) -> web.Response:
+        able, said = self._ready()
+        return web.json_response(said, status=200 if able else 503)
+
+    async def _get_replicas(self, request: web.Request) -> web.Response:
+        return web.json_response({"replicas": self._replicas()})

@@ -1,0 +1,95 @@
+"""A request by its path: answered here, refused here, or routed. The handler the HTTP server calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from router.api import errors
+from router.api.errors import ANTHROPIC_ERRORS, ApiError, unknown_model
+from router.api.route import Route
+from router.fleet.fleet import Fleet
+from router.http.errors import Headers
+from router.http.message import Request
+from router.http.response import Response
+from router.observe.metrics import Metrics
+from router.prompt.requests import BadRequest, Endpoint, endpoint_of, parse_request
+
+JSON: Headers = [(b"content-type", b"application/json")]
+
+
+class Api:
+    """Handles every request of the public port.
+
+    `ready` answers /ready. `blocked_paths`: prefixes that are never forwarded (engines' control endpoints).
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        route: Route,
+        metrics: Metrics,
+        *,
+        ready: Callable[[], tuple[bool, dict[str, Any]]],
+        blocked_paths: Sequence[str],
+    ) -> None:
+        self._fleet = fleet
+        self._route = route
+        self._metrics = metrics
+        self._ready = ready
+        self._blocked = tuple(blocked_paths)
+
+    async def __call__(self, request: Request, response: Response) -> None:
+        """Answer one request, whatever it is."""
+        path = request.path
+        endpoint = endpoint_of(path)
+        if endpoint is Endpoint.MESSAGES:
+            response.errors = ANTHROPIC_ERRORS
+        try:
+            if endpoint is Endpoint.OTHER and self._answered_here(request, response):
+                return
+            if endpoint is not Endpoint.OTHER and request.method != "POST":
+                raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
+            try:
+                parsed = parse_request(path, request.body)
+            except BadRequest as bad:
+                raise ApiError(bad.status, bad.message, param=bad.param, code=bad.code) from None
+            await self._route(request, response, parsed)
+        except ApiError as error:
+            response.send(error.status, *errors.answer(error, response.errors))
+            self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
+
+    def _answered_here(self, request: Request, response: Response) -> bool:
+        """Answer what needs no replica; False if the request is to be forwarded. Raises ApiError."""
+        path, method = request.path, request.method
+        if method in ("GET", "HEAD"):
+            if path == "/health":
+                response.send(200, JSON, b'{"status":"ok"}')
+                return True
+            if path == "/ready":
+                able, said = self._ready()
+                response.send(200 if able else 503, JSON, msgspec.json.encode(said))
+                return True
+            if path == "/v1/models" or path.startswith("/v1/models/"):
+                response.send(200, JSON, msgspec.json.encode(self._models(path[len("/v1/models/") :])))
+                return True
+            if path == "/metrics":
+                raise ApiError(404, "/metrics is on the admin port (admin.port, default 9000)", code="not_found")
+        if not path.startswith("/"):
+            raise ApiError(400, "the request target must be a path", code="invalid_path")
+        blocked = next((b for b in self._blocked if path == b or path.startswith((b + "/", b + "_"))), None)
+        if blocked is not None:
+            message = f"{path} controls one engine and is not forwarded; call the replica itself"
+            raise ApiError(404, message, code="not_forwarded")
+        return False
+
+    def _models(self, wanted: str) -> dict[str, Any]:
+        entries = self._fleet.models()
+        if not wanted:
+            return {"object": "list", "data": entries}
+        for entry in entries:
+            if entry["id"] == wanted:
+                return entry
+        raise unknown_model(wanted, [str(entry["id"]) for entry in entries])

@@ -1,0 +1,246 @@
+"""The life of a routed request: tokens, lookup, decision, forwarding, and what is learnt from the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import msgspec
+
+from router.api.errors import ApiError, unknown_model
+from router.fleet.feeds import Feeds
+from router.fleet.fleet import Fleet
+from router.fleet.load import Ticket
+from router.fleet.replica import Replica
+from router.http.errors import Headers, UpstreamError
+from router.http.message import Request
+from router.http.response import Response
+from router.http.upstream import Origin
+from router.index.types import Match
+from router.observe.metrics import Metrics
+from router.prompt.requests import ApiRequest, Endpoint
+from router.prompt.stage import Prompt, PromptStage
+from router.proxy.forward import Attempt, Forwarder, Outcome, Target
+from router.routing.types import Ask, Candidate, Decision, Policy
+
+access_log = logging.getLogger("router.access")
+
+NEEDS_MODEL = frozenset(
+    {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
+)
+NO_PROMPT = Prompt(tokens=0, chain=[], block_size=1, exact=True)
+
+
+@dataclass(slots=True, frozen=True)
+class _Known:
+    """What is known of the prompt as one kind of engine sees it: the prompt, and who holds how much of it."""
+
+    prompt: Prompt
+    matches: Mapping[str, Match]
+
+
+class Route:
+    """Routes requests over a fleet. `origin_of` gives a replica's address, `suspect` is told of refused connections."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        feeds: Feeds,
+        prompts: PromptStage,
+        policy: Policy,
+        forwarder: Forwarder,
+        metrics: Metrics,
+        *,
+        session_header: bytes,
+        origin_of: Callable[[Replica], Origin],
+        suspect: Callable[[Replica, str], None],
+    ) -> None:
+        self.fleet = fleet
+        self.feeds = feeds
+        self.prompts = prompts
+        self.policy = policy
+        self.forwarder = forwarder
+        self.metrics = metrics
+        self.origin_of = origin_of
+        self.suspect = suspect
+        self._session_header = session_header
+
+    async def __call__(self, request: Request, response: Response, parsed: ApiRequest) -> None:
+        """Route and answer one request. Raises ApiError for one that no replica can serve."""
+        began = perf_counter()
+        replicas = self._able(parsed)
+        known: dict[str, _Known] = {}
+        for info in {r.info.kind: r.info for r in replicas if r.info is not None}.values():
+            prompt = NO_PROMPT
+            if parsed.endpoint is not Endpoint.OTHER:
+                # A native /generate names no model: the engine has one.
+                named = parsed if parsed.model is not None else replace(parsed, model=info.models[0])
+                prompt = await self.prompts.prepare(named, engine=info.kind)
+            known[info.kind] = _Known(prompt, await self.feeds.index.lookup(prompt.chain))
+        prepared = perf_counter()
+        routed = _Routed(self, request, parsed, replicas, known)
+        decided = perf_counter()
+        self.metrics.stage.labels("prompt").observe(prepared - began)
+        self.metrics.stage.labels("route").observe(decided - prepared)
+        outcome = await self.forwarder.forward(request, response, routed)
+        self._note(parsed, routed, outcome)
+
+    def session_of(self, request: Request, parsed: ApiRequest) -> str | None:
+        """The session a request says it belongs to: header first, then the body's fields."""
+        header = request.header(self._session_header)
+        if header:
+            return header.decode("latin-1")
+        told = parsed.session
+        return told.session_id or told.prompt_cache_key or told.user
+
+    def _able(self, parsed: ApiRequest) -> list[Replica]:
+        if parsed.model is None and parsed.endpoint in NEEDS_MODEL:
+            raise ApiError(400, "'model' is required", param="model", code="missing_required_parameter")
+        replicas = self.fleet.candidates(parsed.model)
+        if replicas:
+            return replicas
+        names = [str(entry["id"]) for entry in self.fleet.models()]
+        if parsed.model is not None and names and parsed.model not in names:
+            raise unknown_model(parsed.model, names)
+        raise ApiError(503, "No replica is available yet; try again shortly.", code="no_replica", retry_after_s=1)
+
+    def _note(self, parsed: ApiRequest, routed: _Routed, outcome: Outcome) -> None:
+        metrics, replica = self.metrics, outcome.target_id
+        metrics.requests.labels(parsed.endpoint.value, str(outcome.status or 499)).inc()
+        if outcome.client_gone:
+            metrics.disconnects.inc()
+        for attempt in outcome.attempts[:-1]:
+            metrics.retries.labels(attempt.error or "status").inc()
+        if replica is not None:
+            if outcome.error in ("cut", "engine_error"):
+                metrics.broken_streams.labels(replica).inc()
+            if outcome.ttft_s is not None:
+                metrics.ttft.labels(replica).observe(outcome.ttft_s)
+            metrics.duration.labels(replica).observe(outcome.total_s)
+            usage = outcome.usage
+            if usage is not None and usage.cached_tokens is not None and usage.prompt_tokens is not None:
+                metrics.engine_prompt_tokens.labels(replica).inc(usage.prompt_tokens)
+                metrics.engine_cached_tokens.labels(replica).inc(usage.cached_tokens)
+        if access_log.isEnabledFor(logging.INFO):
+            access_log.info("%s", routed.summary(outcome).decode())
+
+
+class _Routed:
+    """One request's plan (see proxy.forward.Plan): the decision, and the books kept on each try."""
+
+    __slots__ = ("_candidates", "_decision", "_known", "_left", "_parsed", "_reason", "_request", "_route", "_ticket")
+
+    def __init__(
+        self,
+        route: Route,
+        request: Request,
+        parsed: ApiRequest,
+        replicas: list[Replica],
+        known: Mapping[str, _Known],
+    ) -> None:
+        self._route = route
+        self._request = request
+        self._parsed = parsed
+        self._known = known
+        self._reason = ""
+        self._ticket: Ticket | None = None
+        self._candidates = {r.id: Candidate(r, self._held(r)[1]) for r in replicas}
+        self._decision = self._decide(list(self._candidates.values()))
+        self._left = iter(self._decision.order)
+
+    def _prompt(self, replica: Replica) -> _Known:
+        assert replica.info is not None
+        return self._known[replica.info.kind]
+
+    def _held(self, replica: Replica) -> tuple[Match, int]:
+        known = self._prompt(replica)
+        match = self._route.feeds.held(replica, known.matches, known.prompt.exact)
+        return match, match.blocks * known.prompt.block_size
+
+    def _decide(self, candidates: list[Candidate]) -> Decision:
+        prompt = self._prompt(candidates[0].replica).prompt
+        session = self._route.session_of(self._request, self._parsed)
+        ask = Ask(prompt.tokens, prompt.hittable_blocks * prompt.block_size, session)
+        return self._route.policy.select(ask, candidates)
+
+    def _matched(self, replica: Replica) -> int:
+        prompt = self._prompt(replica).prompt
+        return min(self._candidates[replica.id].held_tokens, prompt.hittable_blocks * prompt.block_size)
+
+    def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
+        """The next in the decision's order that is still part of the fleet."""
+        for candidate in self._left:
+            replica = candidate.replica
+            if replica.id not in excluded and self._route.fleet.get(replica.id) is replica:
+                self._reason = self._decision.reason if last_error is None else "retry"
+                return Target(replica.id, self._route.origin_of(replica))
+        return None
+
+    def response_headers(self, target: Target) -> Headers:
+        """The receipt."""
+        replica = self._candidates[target.id].replica
+        prompt = self._prompt(replica).prompt
+        receipt = [
+            (b"x-prefix-router-replica", target.id.encode()),
+            (b"x-prefix-router-reason", self._reason.encode()),
+        ]
+        if self._parsed.endpoint is not Endpoint.OTHER:
+            tokens = "exact" if prompt.exact else f"approximate; {prompt.reason}"
+            receipt += [
+                (b"x-prefix-router-matched-tokens", b"%d" % self._matched(replica)),
+                (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),
+                (b"x-prefix-router-tokens", tokens.encode()),
+            ]
+        return receipt
+
+    def on_send(self, target: Target) -> None:
+        """Credit the dispatch at once, and expect the replica to hold the prompt."""
+        route, replica = self._route, self._candidates[target.id].replica
+        prompt = self._prompt(replica).prompt
+        matched = self._matched(replica)
+        sequences = self._parsed.n * max(1, len(self._parsed.prompts))
+        self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
+        route.fleet.chosen(replica)
+        route.feeds.routed(replica, prompt.chain, self._held(replica)[0], prompt.exact)
+        route.metrics.decisions.labels(target.id, self._reason).inc()
+        route.metrics.prompt_tokens.labels(target.id).inc(prompt.tokens)
+        route.metrics.matched_tokens.labels(target.id).inc(matched)
+        if not prompt.exact and prompt.reason:
+            route.metrics.approximate.labels(prompt.reason).inc()
+
+    def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
+        """The prompt is prefilled."""
+        if self._ticket is not None:
+            self._ticket.first_byte()
+
+    def on_end(self, target: Target, attempt: Attempt) -> None:
+        """Whatever happened, the work is no longer there."""
+        if self._ticket is not None:
+            self._ticket.end()
+            self._ticket = None
+        if attempt.error == "connect":
+            self._route.suspect(self._candidates[target.id].replica, attempt.message)
+
+    def summary(self, outcome: Outcome) -> bytes:
+        """The access log's line: everything but the text."""
+        replica = None if outcome.target_id is None else self._candidates[outcome.target_id].replica
+        prompt = next(iter(self._known.values())).prompt if replica is None else self._prompt(replica).prompt
+        return msgspec.json.encode(
+            {
+                "path": self._request.path,
+                "model": self._parsed.model,
+                "status": outcome.status,
+                "replica": outcome.target_id,
+                "reason": self._reason,
+                "prompt_tokens": prompt.tokens,
+                "matched_tokens": None if replica is None else self._matched(replica),
+                "cached_tokens": outcome.usage.cached_tokens if outcome.usage else None,
+                "exact": prompt.exact,
+                "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
+                "total_ms": round(outcome.total_s * 1000, 2),
+                "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
+                "error": outcome.error,
+            }
+        )

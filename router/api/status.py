@@ -1,0 +1,66 @@
+"""What /health, /ready and /replicas say: whether requests can be routed, and everything that is degraded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import time
+from typing import Any
+
+from router.fleet.fleet import Fleet
+from router.fleet.replica import Feed, Health
+
+
+def ready(fleet: Fleet, approximate_models: Mapping[str, str], draining: bool) -> tuple[bool, dict[str, Any]]:
+    """(whether requests can be routed, what /ready answers).
+
+    `approximate_models`: model name -> why its prompts are matched by approximate keys.
+    """
+    usable = fleet.candidates()
+    degraded = [
+        *(f"replica {r.id} is {r.health}: {r.reason}" for r in fleet if r.health in (Health.NEW, Health.DOWN)),
+        *(
+            f"replica {r.id}: its cache is modelled, not followed: {r.feed_reason}"
+            for r in fleet
+            if r.info is not None and r.feed is not Feed.EVENTS
+        ),
+        *(f"model {name}: prompts are matched by approximate keys: {why}" for name, why in approximate_models.items()),
+    ]
+    if usable and not any(r.health is Health.UP for r in usable):
+        degraded.append("no replica is up: requests are tried on those that are down")
+    able = bool(usable) and not draining
+    state = "draining" if draining else "unavailable" if not usable else "degraded" if degraded else "ready"
+    up = sum(r.health is Health.UP for r in fleet)
+    return able, {"status": state, "replicas": len(fleet), "replicas_up": up, "degraded": degraded}
+
+
+def replicas(fleet: Fleet, feeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What /replicas answers: everything known of each replica. `feeds`: replica id -> state of its event feed."""
+    now = time()
+    return [
+        {
+            "id": r.id,
+            "url": r.url,
+            "labels": dict(r.labels),
+            "engine": r.info.kind if r.info else r.kind,
+            "version": r.info.version if r.info else None,
+            "models": list(r.info.models) if r.info else [],
+            "adapters": list(r.info.adapters) if r.info else [],
+            "block_size": r.info.block_size if r.info else None,
+            "kv_tokens": r.info.kv_tokens if r.info else None,
+            "health": r.health,
+            "reason": r.reason,
+            "since_s": round(now - r.since, 1),
+            "running": r.load.running,
+            "pending_prefill_tokens": r.load.pending_prefill,
+            "reported": None
+            if r.reported is None
+            else {
+                "running": r.reported.running,
+                "waiting": r.reported.waiting,
+                "kv_usage": r.reported.kv_usage,
+                "age_s": round(now - r.reported_at, 1),
+            },
+            "feed": {"kind": r.feed, "reason": r.feed_reason, **feeds.get(r.id, {})},
+        }
+        for r in fleet
+    ]

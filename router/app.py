@@ -1,0 +1,224 @@
+"""The router put together from its configuration: parts, who knows whom, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from router.api import status
+from router.api.admin import Admin
+from router.api.app import Api
+from router.api.route import Route
+from router.catalog import Catalog
+from router.config.load import replica_id
+from router.config.model import Config, Routing
+from router.engines import EventSource
+from router.fleet.feeds import Feeds
+from router.fleet.fleet import Fleet
+from router.fleet.prober import Prober
+from router.fleet.replica import Feed, Health, Replica
+from router.http.limits import Limits, UpstreamLimits
+from router.http.server import HttpServer
+from router.http.upstream import Origin, UpstreamPool
+from router.index.memory import MemoryIndex
+from router.index.overlay import PredictedOverlay
+from router.observe.metrics import Metrics, Sample
+from router.prompt.chains import CHUNK_BLOCKS
+from router.prompt.stage import PromptStage
+from router.proxy.forward import Forwarder
+from router.proxy.retry import RetryPolicy
+from router.routing.policies import POLICIES, Prefix
+from router.routing.types import Policy
+
+log = logging.getLogger(__name__)
+
+SWEEP_PAUSE_S = 0.02
+
+
+class App:
+    """One router process. `start`, then `stop`; both are idempotent enough to be called in a `finally`."""
+
+    def __init__(self, config: Config, *, model_files: str | None = None) -> None:
+        """`model_files`: tokenizer files of models that the configuration doesn't name."""
+        self.config = config
+        self.draining = False
+        self.fleet = Fleet()
+        overlay = PredictedOverlay(config.index.predicted_ttl_s)
+        self.index = MemoryIndex(config.index.max_blocks, overlay)
+        self.feeds = Feeds(self.index, shadow_blocks=config.index.shadow_blocks)
+        self.catalog = Catalog(config.models, model_files, config.prompt.segment_cache_mb << 20)
+        self.prompts = PromptStage(
+            self.catalog.specs, chain_chunks=max(1, (config.prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10))
+        )
+        self.metrics = Metrics(self._samples)
+        self.prober = Prober(
+            self._joined,
+            interval_s=config.health.interval_s,
+            timeout_s=config.health.timeout_s,
+            failures=config.health.failures,
+            load_interval_s=config.health.load_interval_s,
+        )
+        self.pool = UpstreamPool(
+            UpstreamLimits(
+                connect_timeout_s=config.proxy.connect_timeout_s,
+                first_byte_timeout_s=config.proxy.first_byte_timeout_s,
+                idle_timeout_s=config.proxy.idle_timeout_s,
+                keepalive_s=config.proxy.keepalive_s,
+            )
+        )
+        self._origins: dict[str, Origin] = {}
+        route = Route(
+            self.fleet,
+            self.feeds,
+            self.prompts,
+            make_policy(config.routing),
+            Forwarder(
+                self.pool, RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s)
+            ),
+            self.metrics,
+            session_header=config.routing.session_header.lower().encode(),
+            origin_of=lambda replica: self._origins[replica.id],
+            suspect=self.prober.suspect,
+        )
+        api = Api(self.fleet, route, self.metrics, ready=self.ready, blocked_paths=config.proxy.blocked_paths)
+        self.server = HttpServer(
+            api,
+            limits=Limits(
+                max_body_bytes=config.limits.max_body_mb << 20,
+                max_header_bytes=config.limits.max_header_kb << 10,
+                max_connections=config.limits.max_connections,
+                header_timeout_s=config.limits.header_timeout_s,
+                body_timeout_s=config.limits.body_timeout_s,
+                keepalive_s=config.limits.keepalive_s,
+            ),
+        )
+        self.admin = Admin(
+            metrics=self.metrics.page,
+            ready=self.ready,
+            replicas=lambda: status.replicas(self.fleet, self.feeds.status()),
+        )
+        self.admin_port = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen and begin to watch the replicas. Raises OSError when an address can't be bound."""
+        config = self.config
+        if config.admin.enabled:
+            self.admin_port = await self.admin.start(config.admin.host, config.admin.port)
+        for replica in config.replicas:
+            events = replica.events
+            self.add(
+                Replica(
+                    id=replica_id(replica.id, replica.url),
+                    url=replica.url.rstrip("/"),
+                    kind=None if replica.engine == "auto" else replica.engine,
+                    events=None
+                    if events is None
+                    else EventSource(events.endpoint, events.replay_endpoint, events.topic, events.bind),
+                    labels=replica.labels,
+                )
+            )
+        self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
+        await self.server.start(config.listen.host, config.listen.port)
+        log.info("listening on http://%s:%d", config.listen.host, self.server.port)
+        if config.admin.enabled:
+            log.info("metrics and status on http://%s:%d", config.admin.host, self.admin_port)
+
+    def add(self, replica: Replica) -> None:
+        """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""
+        self.fleet.add(replica)
+        self._origins[replica.id] = origin(replica.url)
+        self.prober.watch(replica)
+
+    async def remove(self, replica_id: str) -> None:
+        """Take a replica out of the fleet; its running requests go on."""
+        if self.fleet.remove(replica_id) is not None:
+            await self.prober.unwatch(replica_id)
+            await self.feeds.unfollow(replica_id)
+            del self._origins[replica_id]
+
+    async def stop(self) -> None:
+        """Readiness off, running answers finish within the grace time, everything closed."""
+        self.draining = True
+        clean = await self.server.drain(self.config.shutdown.grace_s)
+        if not clean:
+            log.warning("cut requests that were still running after %g s", self.config.shutdown.grace_s)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self.prober.close()
+        await self.feeds.close()
+        self.pool.close()
+        self.prompts.close()
+        await self.admin.close()
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """What /ready answers."""
+        return status.ready(self.fleet, self.catalog.approximate, self.draining)
+
+    async def _joined(self, replica: Replica) -> None:
+        assert replica.info is not None
+        model, block_size, changed = await self.catalog.learn(replica.info)
+        if changed:
+            log.warning("model %s: its blocks now have %d tokens; the index starts again", model, block_size)
+        # With another block size every replica of the model has to be followed anew.
+        for other in list(self.fleet) if changed else [replica]:
+            if other.info is not None and other.info.models[0] == model:
+                await self.feeds.follow(other, model, block_size)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_PAUSE_S)
+            self.index.sweep()
+
+    def _samples(self) -> Iterator[Sample]:
+        """What /metrics reads when it is asked for."""
+        feeds = self.feeds.status()
+        for replica in self.fleet:
+            at = (("replica",), (replica.id,))
+            feed = feeds.get(replica.id, {})
+            yield "replica_up", "gauge", "1 if requests are sent there.", *at, float(replica.health is Health.UP)
+            yield "replica_running", "gauge", "Sequences sent and not ended.", *at, replica.load.running
+            text = "Uncached prompt tokens sent whose first answer byte has not come."
+            yield "replica_pending_prefill_tokens", "gauge", text, *at, replica.load.pending_prefill
+            if replica.reported is not None:
+                text = "Share of the KV cache in use, as the engine reports it."
+                yield "replica_kv_usage", "gauge", text, *at, replica.reported.kv_usage
+                yield "replica_waiting", "gauge", "Requests the engine has queued.", *at, replica.reported.waiting
+            text = "1 if the index follows this replica's KV events, 0 if its cache is modelled."
+            yield "replica_exact", "gauge", text, *at, float(replica.feed is Feed.EVENTS)
+            yield "replica_index_blocks", "gauge", "Blocks the index has for it.", *at, feed.get("blocks", 0)
+            for key, text in (
+                ("gaps", "Times event batches were missed."),
+                ("replays", "Replays asked for."),
+                ("clears", "Times everything known of its cache was dropped."),
+                ("malformed", "Event batches or events that could not be read."),
+                ("orphans", "Blocks whose predecessor is unknown, left out."),
+            ):
+                yield f"event_{key}", "counter", text, *at, feed.get(key, 0)
+            text = "From the engine's time stamp to the index, for the last batch."
+            yield "event_lag_seconds", "gauge", text, *at, feed.get("lag_s", 0.0)
+        yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
+        text = "Blocks left out because the index is full (index.max_blocks)."
+        yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused
+        yield "models_approximate", "gauge", "Models without exact tokens.", (), (), len(self.catalog.approximate)
+
+
+def make_policy(routing: Routing) -> Policy:
+    """The configured policy."""
+    if routing.policy == Prefix.name:
+        return Prefix(routing.decode_cost_tokens)
+    return POLICIES[routing.policy]()
+
+
+def origin(url: str) -> Origin:
+    """The address of a replica's base URL."""
+    parts = urlsplit(url)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    return Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)

@@ -1,0 +1,194 @@
+"""Every setting, with its type, default, bounds and meaning. docs/configuration.md is generated from this file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(min_length=1)]
+ZmqAddress = Annotated[str, Meta(pattern=r"^(tcp|ipc)://")]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+def _d(description: str) -> Meta:
+    return Meta(description=description)
+
+
+class Section(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A group of settings; an unknown key is an error."""
+
+
+class Listen(Section):
+    """Where agents connect."""
+
+    host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, _d("Port to listen on; 0 takes a free one and logs it.")] = 8000
+
+
+class Admin(Section):
+    """The operators' listener: /metrics, /ready with its details, /replicas. Keep it off the public network."""
+
+    enabled: Annotated[bool, _d("Whether the admin listener is opened at all.")] = True
+    host: Annotated[str, _d("Address of the admin listener.")] = "127.0.0.1"
+    port: Annotated[Port, _d("Port of the admin listener; 0 takes a free one and logs it.")] = 9000
+
+
+class Model(Section):
+    """A model served by the fleet, and where its tokenizer and chat template are."""
+
+    name: Annotated[Name, _d("The name replicas serve it under (the first id in their /v1/models).")]
+    files: Annotated[
+        str | None,
+        _d(
+            "Directory or hub id with tokenizer.json and the chat template. Without it, prompts of this model are "
+            "matched by approximate text keys."
+        ),
+    ] = None
+    revision: Annotated[str | None, _d("Hub revision of `files`.")] = None
+    block_size: Annotated[
+        Count | None,
+        _d("Canonical block size in tokens. Unset: the smallest block size among the model's replicas, at least 16."),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, object],
+        _d("The engines' --default-chat-template-kwargs, so that the router renders as they do."),
+    ] = field(default_factory=dict)
+
+
+class Events(Section):
+    """Where a replica publishes its KV events. Unset: asked of the engine (vLLM >= 0.31, SGLang >= 0.5.14)."""
+
+    endpoint: Annotated[ZmqAddress, _d("ZMQ PUB address, for example tcp://10.0.0.7:5557.")]
+    replay_endpoint: Annotated[ZmqAddress | None, _d("ZMQ ROUTER address that replays missed batches.")] = None
+    topic: Annotated[str, _d("ZMQ topic prefix to subscribe to; empty takes all.")] = ""
+    bind: Annotated[bool, _d("Bind here instead of connecting, for an engine whose endpoint connects out.")] = False
+
+
+class Replica(Section):
+    """One engine endpoint."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^/]+/?$"), _d("Base URL, for example http://10.0.0.7:8000.")]
+    id: Annotated[Name | None, _d("Name in receipts and metrics. Unset: host:port of the URL.")] = None
+    engine: Annotated[Literal["auto", "vllm", "sglang", "tgi"], _d("Engine kind; auto asks the engine.")] = "auto"
+    events: Annotated[
+        Events | None,
+        _d("KV event source. Unset: discovered from the engine; without any, its cache is modelled (approximate)."),
+    ] = None
+    labels: Annotated[dict[str, str], _d("Free labels, shown in /replicas.")] = field(default_factory=dict)
+
+
+class Index(Section):
+    """The index of which replica holds which block."""
+
+    max_blocks: Annotated[Count, _d("Upper bound on distinct blocks held; about 120 bytes each.")] = 10_000_000
+    predicted_ttl_s: Annotated[
+        Seconds, _d("How long a just-routed prompt counts as held before its KV events confirm it.")
+    ] = 5.0
+    shadow_blocks: Annotated[
+        Count, _d("Size in blocks of the modelled cache of a replica whose KV capacity is unknown.")
+    ] = 50_000
+
+
+class Routing(Section):
+    """How a replica is chosen."""
+
+    policy: Annotated[
+        Literal["prefix", "round_robin", "random", "least_load", "session"],
+        _d("prefix: least predicted work in uncached prefill tokens. session: consistent hash on the session key."),
+    ] = "prefix"
+    decode_cost_tokens: Annotated[
+        float,
+        Meta(ge=0),
+        _d("Policy prefix: what one running sequence costs a newcomer, in uncached prefill tokens."),
+    ] = 64.0
+    session_header: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9-]+$"), _d("Request header that names the session (policy session, receipts).")
+    ] = "x-session-id"
+
+
+class Prompt(Section):
+    """The prompt stage: request to token ids."""
+
+    segment_cache_mb: Annotated[Count, _d("Memory for tokenized text segments, per model.")] = 64
+    chain_cache_mb: Annotated[Count, _d("Memory for block chains of recent prompts, per model.")] = 64
+
+
+class Proxy(Section):
+    """Forwarding to replicas."""
+
+    connect_timeout_s: Annotated[Seconds, _d("Limit for opening a connection to a replica.")] = 2.0
+    first_byte_timeout_s: Annotated[Seconds, _d("Limit for a replica's first response byte, per try.")] = 600.0
+    idle_timeout_s: Annotated[Seconds, _d("Limit between two pieces of an answer.")] = 300.0
+    total_timeout_s: Annotated[Seconds, _d("Limit from a request's arrival to its first response byte, all tries.")] = (
+        900.0
+    )
+    max_attempts: Annotated[Count, _d("Replicas tried for one request, at most.")] = 3
+    keepalive_s: Annotated[
+        Seconds, _d("Idle connections to replicas are closed after this; engines close theirs after 5 s.")
+    ] = 4.0
+    blocked_paths: Annotated[
+        list[str],
+        _d("Path prefixes that are never forwarded: the engines' control endpoints."),
+    ] = field(
+        default_factory=lambda: [
+            "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/sleep", "/wake_up", "/collective_rpc",
+            "/pause", "/resume", "/abort_request", "/inference/v1/abort_requests", "/flush_cache", "/server_info",
+            "/get_server_info", "/release_memory_occupation", "/resume_memory_occupation", "/release_kv_cache_memory",
+            "/pause_generation", "/continue_generation", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+            "/load_lora_adapter", "/unload_lora_adapter", "/update_weights", "/init_weights", "/hicache",
+            "/start_profile", "/stop_profile", "/metrics", "/kv_event_sources",
+        ]
+    )  # fmt: skip
+
+
+class Limits(Section):
+    """What a client may send."""
+
+    max_body_mb: Annotated[Count, _d("Largest request body.")] = 64
+    max_header_kb: Annotated[Count, _d("Largest request head.")] = 64
+    max_connections: Annotated[Count, _d("Client connections, at most.")] = 20_000
+    keepalive_s: Annotated[Seconds, _d("Idle client connections are closed after this.")] = 75.0
+    header_timeout_s: Annotated[Seconds, _d("Limit for receiving a request's head.")] = 10.0
+    body_timeout_s: Annotated[Seconds, _d("Limit between two pieces of a request's body.")] = 30.0
+
+
+class Health(Section):
+    """Probing replicas."""
+
+    interval_s: Annotated[Seconds, _d("Time between probes of one replica.")] = 2.0
+    timeout_s: Annotated[Seconds, _d("Limit for one probe.")] = 5.0
+    failures: Annotated[Count, _d("Consecutive failed probes before a replica gets no more requests.")] = 2
+    load_interval_s: Annotated[Seconds, _d("Time between reads of a replica's load metrics.")] = 1.0
+
+
+class Shutdown(Section):
+    """Stopping."""
+
+    grace_s: Annotated[Seconds, _d("How long running requests may finish after SIGTERM.")] = 30.0
+
+
+class Log(Section):
+    """Logging to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _d("Least severe level written.")] = "info"
+    access: Annotated[bool, _d("One line a request: what was decided and what came of it; never the prompt.")] = False
+
+
+class Config(Section):
+    """prefix-router's configuration file."""
+
+    listen: Listen = field(default_factory=Listen)
+    admin: Admin = field(default_factory=Admin)
+    models: list[Model] = field(default_factory=list)
+    replicas: list[Replica] = field(default_factory=list)
+    index: Index = field(default_factory=Index)
+    routing: Routing = field(default_factory=Routing)
+    prompt: Prompt = field(default_factory=Prompt)
+    proxy: Proxy = field(default_factory=Proxy)
+    limits: Limits = field(default_factory=Limits)
+    health: Health = field(default_factory=Health)
+    shutdown: Shutdown = field(default_factory=Shutdown)
+    log: Log = field(default_factory=Log)

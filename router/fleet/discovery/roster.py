@@ -1,0 +1,70 @@
+"""Several sources' endpoints as one list, and what changed in it. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from router.fleet.discovery.endpoint import Endpoint
+
+
+@dataclass(slots=True)
+class Changes:
+    """What the fleet has to do, in this order: `removed`, `added`, `turned`.
+
+    An endpoint whose address, engine or event source changed is another engine under an old name: it is in `removed`
+    and in `added`. `turned`: only `ready`, `terminating` or labels changed.
+    """
+
+    removed: list[str] = field(default_factory=list)
+    added: list[Endpoint] = field(default_factory=list)
+    turned: list[Endpoint] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    """Endpoints left out because another one has their id or URL; a line for the log each."""
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added or self.turned)
+
+
+class Roster:
+    """The endpoints of all sources. An id or URL belongs to the source that was first to name it."""
+
+    def __init__(self) -> None:
+        self._by_source: dict[str, list[Endpoint]] = {}
+        self._current: dict[str, Endpoint] = {}
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._current.values())
+
+    def report(self, source: str, endpoints: Iterable[Endpoint]) -> Changes:
+        """Take what `source` knows now; returns what changed in the whole."""
+        self._by_source[source] = list(endpoints)
+        changes = Changes()
+        merged: dict[str, Endpoint] = {}
+        urls: dict[str, str] = {}
+        for name, reported in self._by_source.items():
+            for endpoint in reported:
+                owner = endpoint.id if endpoint.id in merged else urls.get(endpoint.url)
+                if owner is None:
+                    merged[endpoint.id] = endpoint
+                    urls[endpoint.url] = endpoint.id
+                elif merged[owner] != endpoint:
+                    changes.conflicts.append(f"{name}: {endpoint.id} at {endpoint.url} is left out: taken by {owner}")
+        for known in self._current.values():
+            now = merged.get(known.id)
+            if now is None or not _same_engine(known, now):
+                changes.removed.append(known.id)
+        for endpoint in merged.values():
+            before = self._current.get(endpoint.id)
+            if before is None or not _same_engine(before, endpoint):
+                changes.added.append(endpoint)
+            elif before != endpoint:
+                changes.turned.append(endpoint)
+        self._current = merged
+        return changes
+
+
+def _same_engine(one: Endpoint, other: Endpoint) -> bool:
+    return replace(one, ready=True, terminating=False, labels={}) == replace(
+        other, ready=True, terminating=False, labels={}
+    )

@@ -1,0 +1,159 @@
+"""How the index learns what each replica holds: its KV events, or a model of its cache where there are none.
+
+A replica has two entries in the index, so that neither can disturb the other: one fed by its events, and its shadow,
+fed with the prompts routed to it. The shadow answers for engines without events, and for prompts whose token ids the
+router can't know (approximate keys, which no event will ever name).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router.engines import EventSource
+from router.fleet.replica import Feed, Replica
+from router.index.ledger import CacheLedger
+from router.index.memory import MemoryIndex
+from router.index.shadow import ShadowCache
+from router.index.subscriber import EventSubscriber, SubscriberStatus
+from router.index.types import Match
+
+log = logging.getLogger(__name__)
+
+NOTHING = Match(0)
+NO_EVENTS = "the engine names no KV event source and none is configured"
+
+
+@dataclass(slots=True)
+class _Source:
+    """What follows one replica."""
+
+    shadow: ShadowCache
+    subscriber: EventSubscriber | None = None
+    settings: tuple[EventSource, str, int] | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Feeds:
+    """The event subscribers and shadows of all replicas, over one index."""
+
+    def __init__(self, index: MemoryIndex, *, shadow_blocks: int) -> None:
+        self.index = index
+        self._shadow_blocks = shadow_blocks
+        self._sources: dict[str, _Source] = {}
+
+    async def follow(self, replica: Replica, model: str, block_size: int) -> None:
+        """Start, or restart after the replica was away or `block_size` (canonical, in tokens) changed."""
+        assert replica.info is not None
+        self.index.add_replica(replica.id)
+        self.index.add_replica(_shadow_id(replica.id))
+        source = self._sources.get(replica.id)
+        if source is None:
+            capacity = (replica.info.kv_tokens or 0) // block_size or self._shadow_blocks
+            source = self._sources[replica.id] = _Source(ShadowCache(capacity))
+        # A replica that was away may have restarted: its modelled cache starts empty, its events tell for themselves.
+        self.index.apply(_shadow_id(replica.id), source.shadow.clear())
+        events = replica.events or (replica.info.events[0] if replica.info.events else None)
+        settings = None if events is None else (events, model, block_size)
+        if settings is not None and settings == source.settings:
+            return
+        await self._stop(source)
+        self.index.clear_replica(replica.id)
+        source.settings = settings
+        replica.feed, replica.feed_reason = Feed.SHADOW, NO_EVENTS if events is None else "connecting to its KV events"
+        if events is not None:
+            ledger = CacheLedger(model, block_size, counts_copies=replica.info.kind == "vllm")
+            source.subscriber = EventSubscriber(
+                replica.id,
+                events.endpoint,
+                events.replay_endpoint,
+                events.topic,
+                ledger,
+                self.index,
+                bind=events.bind,
+                on_change=lambda status: _mark(replica, status),
+            )
+            source.task = asyncio.create_task(_run(replica, source.subscriber), name=f"events {replica.id}")
+        else:
+            log.warning("replica %s: %s: its cache is modelled (approximate)", replica.id, NO_EVENTS)
+
+    async def unfollow(self, replica_id: str) -> None:
+        """Stop following a replica and forget what it holds."""
+        source = self._sources.pop(replica_id, None)
+        if source is not None:
+            await self._stop(source)
+        self.index.remove_replica(replica_id)
+        self.index.remove_replica(_shadow_id(replica_id))
+
+    async def close(self) -> None:
+        """Stop following everyone."""
+        for replica_id in list(self._sources):
+            await self.unfollow(replica_id)
+
+    def held(self, replica: Replica, matches: Mapping[str, Match], exact: bool) -> Match:
+        """Of a lookup's matches, the one that speaks for `replica` and a prompt with or without exact token ids."""
+        known = exact and replica.feed is Feed.EVENTS
+        return matches.get(replica.id if known else _shadow_id(replica.id), NOTHING)
+
+    def routed(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
+        """A prompt was just sent to `replica`: expect it to hold the chain."""
+        if exact and replica.feed is Feed.EVENTS:
+            # Only what events have not confirmed; the overlay is consulted just where confirmed blocks end.
+            self.index.predict(replica.id, chain[held.blocks - held.predicted :])
+        elif (source := self._sources.get(replica.id)) is not None:
+            self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain))
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Per replica: its event feed's state and counters, and how many blocks the index has for it."""
+        told: dict[str, dict[str, Any]] = {}
+        for replica_id, source in self._sources.items():
+            blocks = self.index.replica_blocks(replica_id) + self.index.replica_blocks(_shadow_id(replica_id))
+            told[replica_id] = {"blocks": blocks}
+            if source.subscriber is not None:
+                status = source.subscriber.status
+                told[replica_id] |= {
+                    "endpoint": source.subscriber.endpoint,
+                    "state": status.state,
+                    "last_seq": status.last_seq,
+                    "gaps": status.gaps,
+                    "replays": status.replays,
+                    "clears": status.clears,
+                    "malformed": status.malformed,
+                    "orphans": source.subscriber.ledger.orphans,
+                    "lag_s": round(status.lag_s, 4),
+                }
+        return told
+
+    async def _stop(self, source: _Source) -> None:
+        if source.task is not None:
+            source.task.cancel()
+            await asyncio.gather(source.task, return_exceptions=True)
+        source.task = source.subscriber = source.settings = None
+
+
+def _shadow_id(replica_id: str) -> str:
+    return f"{replica_id}\0shadow"
+
+
+def _mark(replica: Replica, status: SubscriberStatus) -> None:
+    if status.state == "live":
+        if replica.feed is not Feed.EVENTS:
+            log.info("replica %s: following its KV events", replica.id)
+        replica.feed, replica.feed_reason = Feed.EVENTS, ""
+    elif status.state == "unsupported":
+        if replica.feed_reason != status.reason:
+            log.warning("replica %s: its KV events can't be used: %s", replica.id, status.reason)
+        replica.feed, replica.feed_reason = Feed.SHADOW, status.reason
+
+
+async def _run(replica: Replica, subscriber: EventSubscriber) -> None:
+    try:
+        await subscriber.run()
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        log.exception("replica %s: following its KV events ended", replica.id)
+        replica.feed, replica.feed_reason = Feed.SHADOW, f"following its KV events failed: {error}"

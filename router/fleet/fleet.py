@@ -1,0 +1,65 @@
+"""The set of replicas and what may be asked of it while a request is routed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from router.fleet.replica import Health, Replica
+
+
+class Fleet:
+    """Replicas by id, in the order they were added."""
+
+    def __init__(self) -> None:
+        self._replicas: dict[str, Replica] = {}
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._replicas.values())
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def get(self, replica_id: str) -> Replica | None:
+        """The replica of that id, if there is one."""
+        return self._replicas.get(replica_id)
+
+    def add(self, replica: Replica) -> None:
+        """Add a replica. Raises ValueError for an id that is taken."""
+        if replica.id in self._replicas:
+            raise ValueError(f"replica {replica.id} exists already")
+        self._replicas[replica.id] = replica
+
+    def remove(self, replica_id: str) -> Replica | None:
+        """Take a replica out; what is under way on it goes on."""
+        return self._replicas.pop(replica_id, None)
+
+    def candidates(self, model: str | None = None) -> list[Replica]:
+        """The replicas a request for `model` (None: any) may go to.
+
+        Those that are up. When none is, those that went down: probes can be wrong, and a request that fails there
+        fails no worse than one refused here.
+        """
+        able = [r for r in self._replicas.values() if r.info is not None and (model is None or r.serves(model))]
+        up = [r for r in able if r.health is Health.UP]
+        return up or [r for r in able if r.health is Health.DOWN]
+
+    def models(self) -> list[dict[str, object]]:
+        """The union of the replicas' /v1/models entries, each id once, from replicas that are not down if possible."""
+        entries: dict[str, dict[str, object]] = {}
+        for replica in sorted(self._replicas.values(), key=lambda r: r.health is Health.DOWN):
+            for entry in replica.info.model_entries if replica.info else ():
+                entries.setdefault(str(entry["id"]), dict(entry))
+        return list(entries.values())
+
+    def canonical_model(self, name: str) -> str:
+        """The name that stands in block keys: an alias is replaced by its base model's first name."""
+        for replica in self._replicas.values():
+            if replica.info is not None and name in replica.info.models:
+                return replica.info.models[0]
+        return name
+
+    def chosen(self, replica: Replica) -> None:
+        """Note a dispatch, for breaking ties by least recent use."""
+        self._turn += 1
+        replica.load.turn = self._turn

@@ -1,0 +1,128 @@
+"""Keeps each replica's health, description and load up to date by asking the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import time
+
+import aiohttp
+
+from router.engines import ENGINES, EngineError, recognise
+from router.engines.ask import get
+from router.fleet.replica import Health, Replica
+
+log = logging.getLogger(__name__)
+
+
+class Prober:
+    """Probes every watched replica until told to stop.
+
+    `joined(replica)` is awaited when a replica answered for the first time, or again after it was down (it may have
+    restarted with other settings).
+    """
+
+    def __init__(
+        self,
+        joined: Callable[[Replica], Awaitable[None]],
+        *,
+        interval_s: float,
+        timeout_s: float,
+        failures: int,
+        load_interval_s: float,
+    ) -> None:
+        self._joined = joined
+        self._interval = interval_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._failures = failures
+        self._load_interval = load_interval_s
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._wake: dict[str, asyncio.Event] = {}
+
+    def watch(self, replica: Replica) -> None:
+        """Start probing a replica."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
+        self._wake[replica.id] = asyncio.Event()
+        self._tasks[replica.id] = asyncio.create_task(self._watch(replica, self._session), name=f"probe {replica.id}")
+
+    async def unwatch(self, replica_id: str) -> None:
+        """Stop probing a replica."""
+        self._wake.pop(replica_id, None)
+        task = self._tasks.pop(replica_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop probing altogether."""
+        for replica_id in list(self._tasks):
+            await self.unwatch(replica_id)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def suspect(self, replica: Replica, reason: str) -> None:
+        """A connection to the replica was refused: take it out at once and probe it now."""
+        if replica.health is Health.UP and replica.mark(Health.DOWN, reason):
+            log.warning("replica %s is down: %s", replica.id, reason)
+        if replica.id in self._wake:
+            self._wake[replica.id].set()
+
+    async def _watch(self, replica: Replica, session: aiohttp.ClientSession) -> None:
+        failed = 0
+        next_health = next_load = 0.0
+        loop = asyncio.get_running_loop()
+        wake = self._wake[replica.id]
+        while True:
+            try:
+                if wake.is_set() or loop.time() >= next_health or replica.health is not Health.UP:
+                    wake.clear()
+                    await self._probe(replica, session)
+                    failed = 0
+                    next_health = loop.time() + self._interval
+                if loop.time() >= next_load:
+                    await self._read_load(replica, session)
+                    next_load = loop.time() + self._load_interval
+            except EngineError as error:
+                failed += 1
+                self._failed(replica, failed, str(error))
+                next_health = loop.time() + min(self._interval, 1.0)
+            except Exception:
+                log.exception("probing replica %s", replica.id)
+                next_health = loop.time() + self._interval
+            pause = max(0.01, min(next_health, max(next_load, loop.time() + 0.05)) - loop.time())
+            try:
+                async with asyncio.timeout(pause):
+                    await wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _probe(self, replica: Replica, session: aiohttp.ClientSession) -> None:
+        if replica.info is None or replica.health is not Health.UP:
+            engine = ENGINES[replica.kind] if replica.kind else await recognise(session, replica.url)
+            before, replica.info = replica.info, await engine.inspect(session, replica.url)
+            if before is None or replica.health is Health.DOWN:
+                await self._joined(replica)
+        engine = ENGINES[replica.info.kind]
+        if await get(session, replica.url, engine.health_path) is None:
+            # An older engine without that path; listing its models shows as much.
+            await get(session, replica.url, "/v1/models")
+        if replica.health is not Health.DRAINING and replica.mark(Health.UP, ""):
+            log.info("replica %s is up: %s %s", replica.id, engine.kind, ", ".join(replica.info.models))
+
+    async def _read_load(self, replica: Replica, session: aiohttp.ClientSession) -> None:
+        if replica.info is not None:
+            load = await ENGINES[replica.info.kind].load(session, replica.url)
+            if load is not None:
+                replica.reported, replica.reported_at = load, time()
+
+    def _failed(self, replica: Replica, failed: int, reason: str) -> None:
+        if replica.health is Health.NEW:
+            if reason != replica.reason:
+                log.warning("replica %s can't be used yet: %s", replica.id, reason)
+            replica.reason = reason
+        elif replica.health is Health.UP and failed >= self._failures and replica.mark(Health.DOWN, reason):
+            log.warning("replica %s is down: %s", replica.id, reason)

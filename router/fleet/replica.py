@@ -1,0 +1,65 @@
+"""One replica: where it is, what it serves, how it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import time
+
+from router.engines import EngineInfo, EngineKind, EngineLoad, EventSource
+from router.fleet.load import Load
+
+
+class Health(StrEnum):
+    """Whether requests are sent to a replica."""
+
+    NEW = "new"
+    """Not heard from yet."""
+    UP = "up"
+    DOWN = "down"
+    """Failed its probes or a connection; used only when no replica is up."""
+    DRAINING = "draining"
+    """Finishes what it has and gets nothing new."""
+
+
+class Feed(StrEnum):
+    """How the index learns what a replica holds."""
+
+    NONE = "none"
+    EVENTS = "events"
+    """The engine's KV events: exact."""
+    SHADOW = "shadow"
+    """A model of its cache, kept by the router: approximate."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One routing target. `reported` is the engine's own load, read `reported_at` (seconds since the epoch)."""
+
+    id: str
+    url: str
+    kind: EngineKind | None = None
+    events: EventSource | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    info: EngineInfo | None = None
+    health: Health = Health.NEW
+    reason: str = "not probed yet"
+    since: float = field(default_factory=time)
+    feed: Feed = Feed.NONE
+    feed_reason: str = ""
+    load: Load = field(default_factory=Load)
+    reported: EngineLoad | None = None
+    reported_at: float = 0.0
+
+    def serves(self, model: str) -> bool:
+        """Whether it answers to this model, alias or adapter name."""
+        return self.info is not None and (model in self.info.models or model in self.info.adapters)
+
+    def mark(self, health: Health, reason: str) -> bool:
+        """Set the health; True when it changed."""
+        changed = health is not self.health
+        if changed:
+            self.since = time()
+        self.health, self.reason = health, reason
+        return changed

@@ -1,0 +1,222 @@
+"""A request as it was received, and the parser that makes it (no I/O)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httptools
+
+from router.http.errors import Headers, HttpError
+from router.http.limits import Limits
+
+
+class Request:
+    """One whole request.
+
+    target: bytes as received (path and query, or absolute form). headers: as received, in order, names in the client's
+    case. body: decoded from chunks if it came so; chunked tells which. path: target without query, undecoded.
+    """
+
+    __slots__ = ("_by_name", "body", "chunked", "headers", "keep_alive", "method", "path", "peer", "target", "version")
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        *,
+        version: str = "1.1",
+        body: bytes = b"",
+        chunked: bool = False,
+        keep_alive: bool = True,
+        peer: str = "",
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path = _path(target)
+        self.headers = headers
+        self.version = version
+        self.body = body
+        self.chunked = chunked
+        self.keep_alive = keep_alive
+        self.peer = peer
+        self._by_name: dict[bytes, bytes] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """First value of the header `name` (lower case), None if absent."""
+        if self._by_name is None:
+            self._by_name = {key.lower(): value for key, value in reversed(self.headers)}
+        return self._by_name.get(name)
+
+
+def _path(target: bytes) -> str:
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/") and b"://" in path:
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return path.decode("latin-1")
+
+
+_CHECKED = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+
+
+class RequestParser:
+    """Bytes of one client connection -> requests. Strict: what two parsers could read differently is refused.
+
+    llhttp already refuses conflicting or repeated Content-Length, Content-Length with Transfer-Encoding, obs-fold,
+    bare CR or LF, blanks before the colon, bad header characters. This class adds: one Host, `chunked` as the only
+    transfer coding and only in HTTP/1.1, HTTP/1.0 and 1.1 only, no fragment in the target, and the size limits.
+    """
+
+    def __init__(self, limits: Limits, on_request: Callable[[Request], None], on_continue: Callable[[], None]) -> None:
+        """on_request: called for each whole request. on_continue: the client waits for `100 Continue`."""
+        self._limits = limits
+        self._on_request = on_request
+        self._on_continue = on_continue
+        self._parser = httptools.HttpRequestParser(self)
+        self._error: HttpError | None = None
+        self._begun = False  # a message began in the present feed
+        self._head_bytes = 0
+        self._target = b""
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self.body_bytes = 0
+        self.in_head = False
+        self.in_body = False
+        self.finished = False  # the last request closes the connection: nothing after it is read
+        self._keep_alive = True
+        self._chunked = False
+        self._version = "1.1"
+        self._method = ""
+
+    def feed(self, data: bytes) -> None:
+        """Raises HttpError at the first fault; requests completed before it were already delivered."""
+        while data and not self.finished:
+            self._begun = False
+            rest = b""
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Upgrades are declined by ignoring them: the request was delivered, what follows is a new message.
+                rest = data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError as fault:
+                if self._error is not None:
+                    raise self._error from None
+                if self.finished:
+                    return
+                raise HttpError(400, f"malformed HTTP request: {fault}") from None
+            if self.in_head:
+                self._head_bytes = 0 if self._begun else self._head_bytes + len(data)
+                if self._head_bytes > self._limits.max_header_bytes:
+                    raise HttpError(431, f"header block over {self._limits.max_header_bytes} bytes")
+            data = rest
+
+    def _refuse(self, status: int, message: str) -> HttpError:
+        # httptools wraps what a callback raises; feed() raises the original again.
+        self._error = HttpError(status, message)
+        return self._error
+
+    # callbacks of httptools
+
+    def on_message_begin(self) -> None:
+        if self.finished:
+            raise self._refuse(400, "data after the last request")
+        self._begun = True
+        self.in_head = True
+        self._head_bytes = 0
+        self._target = b""
+        self._headers = []
+        self._body = []
+        self.body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > self._limits.max_target_bytes:
+            raise self._refuse(414, f"request target over {self._limits.max_target_bytes} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_head:
+            return  # trailers carry nothing that an engine reads
+        if len(self._headers) >= self._limits.max_headers:
+            raise self._refuse(431, f"more than {self._limits.max_headers} headers")
+        self._headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        self._version = version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise self._refuse(505, f"HTTP/{version} is not served here; use HTTP/1.1")
+        self._method = self._parser.get_method().decode("ascii")
+        if self._method == "CONNECT":
+            raise self._refuse(501, "CONNECT is not served here")
+        if b"#" in self._target:
+            raise self._refuse(400, "fragment in the request target")
+        size = len(self._target)
+        hosts = 0
+        length = 0
+        expect = chunked = False
+        connection: list[bytes] = []
+        for name, value in self._headers:
+            size += len(name) + len(value) + 4
+            key = name.lower()
+            if key not in _CHECKED:
+                continue
+            if key == b"host":
+                hosts += 1
+                if not _is_host(value):
+                    raise self._refuse(400, "invalid Host header")
+            elif key == b"content-length":
+                length = int(value)
+            elif key == b"transfer-encoding":
+                if value.lower() != b"chunked" or version == "1.0":
+                    raise self._refuse(400, "Transfer-Encoding other than chunked in HTTP/1.1 is not accepted")
+                chunked = True
+            elif key == b"connection":
+                connection += [token.strip() for token in value.lower().split(b",")]
+            elif value.lower() == b"100-continue":
+                expect = version == "1.1"
+            else:
+                raise self._refuse(417, "unknown expectation in the Expect header")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise self._refuse(400, "exactly one Host header is required")
+        if size > self._limits.max_header_bytes:
+            raise self._refuse(431, f"header block over {self._limits.max_header_bytes} bytes")
+        if length > self._limits.max_body_bytes:
+            raise self._too_large()
+        self._chunked = chunked
+        self._keep_alive = b"close" not in connection if version == "1.1" else b"keep-alive" in connection
+        self.in_body = True
+        if expect and (length or chunked):
+            self._on_continue()
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+        self.body_bytes += len(data)
+        if self.body_bytes > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    def on_message_complete(self) -> None:
+        self.in_body = False
+        self.finished = not self._keep_alive
+        body = self._body
+        request = Request(
+            self._method,
+            self._target,
+            self._headers,
+            version=self._version,
+            body=body[0] if len(body) == 1 else b"".join(body),
+            chunked=self._chunked,
+            keep_alive=self._keep_alive,
+        )
+        self._body = []
+        self._on_request(request)
+
+    def _too_large(self) -> HttpError:
+        return self._refuse(413, f"request body over {self._limits.max_body_bytes} bytes")
+
+
+_BAD_IN_HOST = frozenset(b" \t,/@?#\\")
+
+
+def _is_host(value: bytes) -> bool:
+    return not any(byte in _BAD_IN_HOST or byte >= 0x7F for byte in value)

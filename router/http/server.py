@@ -1,0 +1,101 @@
+"""HTTP/1.1 server on asyncio protocols: the client's side of the data plane."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_module
+import time
+
+from router.http.connection import Handler, ServerConnection
+from router.http.errors import OPENAI_ERRORS, ErrorFormat
+from router.http.limits import Limits
+
+
+class HttpServer:
+    """Calls `handler(request, response)` in a task for each whole request.
+
+    The task is cancelled as soon as the client leaves. A handler that returns without an answer makes a 500; one that
+    returns within a started answer breaks the connection off.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        limits: Limits | None = None,
+        errors: ErrorFormat = OPENAI_ERRORS,
+        backlog: int = 2048,
+    ) -> None:
+        self.handler = handler
+        self.limits = limits or Limits()
+        self.errors = errors
+        self.draining = False
+        self.connections: set[ServerConnection] = set()
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by start
+        self._backlog = backlog
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Event | None = None
+
+    async def start(
+        self, host: str, port: int, *, reuse_port: bool = False, ssl: ssl_module.SSLContext | None = None
+    ) -> None:
+        """Listen; port 0 takes a free one, see `port`. Raises OSError when the address cannot be bound."""
+        self.loop = asyncio.get_running_loop()
+        self._server = await self.loop.create_server(
+            lambda: ServerConnection(self), host, port, reuse_port=reuse_port or None, ssl=ssl, backlog=self._backlog
+        )
+        self._sweep()
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def drain(self, grace_s: float) -> bool:
+        """Stop accepting, close idle connections, let running requests finish for grace_s seconds, then cut them.
+
+        True if nothing had to be cut.
+        """
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        self._idle = asyncio.Event()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        self.check_idle()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        clean = self._idle.is_set()
+        await self.close()
+        return clean
+
+    async def close(self) -> None:
+        """Stop at once: every connection is dropped, every handler cancelled."""
+        self.draining = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.kill()
+        for _ in range(100):  # connection_lost and the cancelled handlers run in the next turns of the loop
+            if not self.connections:
+                break
+            await asyncio.sleep(0.001)
+
+    def check_idle(self) -> None:
+        """Called by connections when a request or a connection ended."""
+        if self._idle is not None and not any(connection.running for connection in self.connections):
+            self._idle.set()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in [each for each in self.connections if each.deadline <= now]:
+            connection.time_out()
+        self._sweeper = self.loop.call_later(self.limits.tick_s(), self._sweep)

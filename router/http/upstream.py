@@ -1,0 +1,111 @@
+"""Pooled keep-alive connections to the replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from typing import NamedTuple
+
+from router.http.errors import ConnectFailed, UpstreamTimeout
+from router.http.limits import UpstreamLimits
+from router.http.upstream_connection import UpstreamConnection
+
+
+class Origin(NamedTuple):
+    """Where a replica listens; tls: the client context for https, None for http."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+class UpstreamPool:
+    """Connections per origin, the one used last first; idle ones are dropped before the engine would drop them."""
+
+    def __init__(self, limits: UpstreamLimits | None = None) -> None:
+        self.limits = limits or UpstreamLimits()
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by the first connect
+        self.busy: set[UpstreamConnection] = set()
+        self._idle: dict[Origin, list[UpstreamConnection]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def idle_count(self) -> int:
+        """Idle connections held, all origins."""
+        return sum(len(connections) for connections in self._idle.values())
+
+    def take(self, origin: Origin) -> UpstreamConnection | None:
+        """An idle connection that is still open as far as is known, or None."""
+        connections = self._idle.get(origin)
+        if connections:
+            oldest = time.monotonic() - self.limits.keepalive_s
+            while connections:
+                connection = connections.pop()
+                if connection.usable and connection.idle_since > oldest:
+                    return connection
+                connection.abort()
+        return None
+
+    async def connect(self, origin: Origin, timeout_s: float | None = None) -> UpstreamConnection:
+        """A fresh connection. Raises ConnectFailed, or UpstreamTimeout (`connect`) after at most timeout_s."""
+        if self._sweeper is None and not self._closed:
+            self.loop = asyncio.get_running_loop()
+            self._sweep()
+        limit = self.limits.connect_timeout_s
+        if timeout_s is not None:
+            limit = min(limit, timeout_s)
+        connection = UpstreamConnection(self, origin)
+        try:
+            async with asyncio.timeout(limit):
+                await self.loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{origin} accepted no connection in time", stage="connect") from None
+        except (OSError, ssl.SSLError) as fault:
+            raise ConnectFailed(f"cannot connect to {origin}: {fault.strerror or fault}") from None
+        return connection
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Called by a connection whose exchange ended well."""
+        connections = self._idle.setdefault(connection.origin, [])
+        if self._closed or len(connections) >= self.limits.max_idle_per_origin:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        connections.append(connection)
+
+    def close(self) -> None:
+        """Drop every connection, running exchanges included."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+        for connection in list(self.busy):
+            connection.time_out()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in [each for each in self.busy if each.deadline <= now]:
+            connection.time_out()
+        oldest = now - self.limits.keepalive_s
+        for origin, connections in list(self._idle.items()):
+            kept = []
+            for connection in connections:
+                if connection.usable and connection.idle_since > oldest:
+                    kept.append(connection)
+                else:
+                    connection.abort()
+            if kept:
+                connections[:] = kept
+            else:
+                del self._idle[origin]
+        self._sweeper = self.loop.call_later(self.limits.tick_s(), self._sweep)

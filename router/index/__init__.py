@@ -1,0 +1,1 @@
+"""Block hash -> replicas: what each replica holds, kept true by KV events."""

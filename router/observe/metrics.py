@@ -1,0 +1,92 @@
+"""Prometheus metrics. Label values are replica ids, endpoints and fixed slugs: bounded, and never a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STAGE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
+
+Sample = tuple[str, str, str, tuple[str, ...], tuple[str, ...], float]
+"""(name without prefix, "gauge" or "counter", help, label names, label values, value), read when scraped."""
+
+
+class Metrics:
+    """All of the router's metrics, in a registry of their own.
+
+    `read` gives the samples that are read at scrape time (fleet, index, event feeds) instead of being kept up to
+    date on the request path.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Sample]]) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"prefix_router_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests", "Requests answered.", "endpoint", "code")
+        self.decisions = counter("decisions", "Routing decisions.", "replica", "reason")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens routed, as counted by the router.", "replica")
+        self.matched_tokens = counter(
+            "matched_tokens", "Prompt tokens the chosen replica was expected to hold.", "replica"
+        )
+        self.engine_prompt_tokens = counter(
+            "engine_prompt_tokens", "Prompt tokens in answers that also said how many were cached.", "replica"
+        )
+        self.engine_cached_tokens = counter(
+            "engine_cached_tokens", "Prompt tokens the engine said it had cached.", "replica"
+        )
+        self.approximate = counter("approximate_prompts", "Prompts matched by approximate keys.", "reason")
+        self.retries = counter("retries", "Requests tried again on another replica.", "reason")
+        self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.")
+        self.broken_streams = counter("broken_streams", "Answers that failed after their first byte.", "replica")
+        self.ttft = Histogram(
+            "prefix_router_time_to_first_token_seconds",
+            "From the request's arrival to the first body byte of the answer.",
+            ("replica",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "prefix_router_request_seconds",
+            "From the request's arrival to the end of the answer.",
+            ("replica",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage = Histogram(
+            "prefix_router_stage_seconds",
+            "Time the router itself took, by stage (prompt: parse, render, tokenize, hash; route: look up, decide).",
+            ("stage",),
+            buckets=STAGE_SECONDS,
+            registry=registry,
+        )
+        registry.register(_Scraped(read))
+
+    def page(self) -> bytes:
+        """The /metrics page in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Scraped(Collector):
+    def __init__(self, read: Callable[[], Iterator[Sample]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, kind, text, label_names, label_values, value in self._read():
+            family = families.get(name)
+            if family is None:
+                make = GaugeMetricFamily if kind == "gauge" else CounterMetricFamily
+                family = families[name] = make(f"prefix_router_{name}", text, labels=label_names)
+            family.add_metric(label_values, value)
+        yield from families.values()
+
+    def describe(self) -> list[Metric]:
+        return []

@@ -1,0 +1,269 @@
+"""A model's tokenizer and chat template, from a directory or a hub.
+
+Files read: tokenizer.json (needed), tokenizer_config.json, chat_template.jinja, additional_chat_templates/*.jinja,
+chat_template.json, config.json (the model's type). No weights, no code of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
+from router.prompt.template import ChatTemplate, Messages, TemplateError, Tools
+from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
+
+HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json", "*.jinja")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Model types whose chats engines encode with code of their own instead of the template (engine-protocol.md F.1, F.2).
+_OWN_ENCODERS = {"gpt_oss": "harmony", "deepseek_v32": "deepseek-encoding", "deepseek_v4": "deepseek-encoding"}
+_OWN_ENCODERS |= {"kimi_k3": "kimi-encoding", "kimi_audio": "kimi-encoding"}
+
+
+class ModelFilesError(Exception):
+    """A model's files are missing or wrong. The message names the file and the fix."""
+
+
+class ChatModel:
+    """Renders and encodes as the engines do (engine-protocol.md F). Thread-safe."""
+
+    def __init__(
+        self,
+        tokenizer: SegmentTokenizer,
+        templates: Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        *,
+        own_encoder: str | None = None,
+        max_chars: int = 1 << 24,
+        max_seconds: float = 2.0,
+    ) -> None:
+        """`templates`: name -> source; "default" and "tool_use" are chosen by the request's tools. May be empty.
+
+        `own_encoder`: set for a model whose chats engines encode without a template; a slug that says how.
+        """
+        self.own_encoder = own_encoder
+        self.tokenizer = tokenizer
+        self.special_tokens = dict(special_tokens)
+        self._limits: dict[str, Any] = {"max_chars": max_chars, "max_seconds": max_seconds}
+        self._lock = threading.Lock()
+        self._templates = {name: self._compile(name, source) for name, source in templates.items()}
+        self._formats: dict[tuple[str, str], ContentFormat] = {}
+        for name, one in self._templates.items():
+            self._formats["vllm", name] = detect_content_format(one.tree)
+            self._formats["sglang", name] = detect_sglang_format(one.source, one.tree)
+
+    def _compile(self, name: str, source: str) -> ChatTemplate:
+        try:
+            return ChatTemplate(source, self.special_tokens, name=name, **self._limits)
+        except TemplateError as error:
+            raise ModelFilesError(f"{error}. Fix the template file or set another chat template") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def template_source(self) -> str | None:
+        """The template used for a conversation without tools; None if the model has none."""
+        return self._templates[self._name(None)].source if self._templates else None
+
+    def _name(self, tools: Tools | None) -> str:
+        if tools and "tool_use" in self._templates:
+            return "tool_use"
+        if "default" in self._templates:
+            return "default"
+        if len(self._templates) == 1:
+            return next(iter(self._templates))
+        raise TemplateError("the model has no default chat template")
+
+    def template(self, tools: Tools | None = None) -> ChatTemplate:
+        """The template for a conversation with these tools. Raises TemplateError if the model has none."""
+        return self._templates[self._name(tools)]
+
+    def content_format(self, tools: Tools | None = None, engine: str = "vllm") -> ContentFormat:
+        """What the engine ("vllm" or "sglang") takes to be the template's wanted form of content."""
+        return self._formats[engine, self._name(tools)]
+
+    def render(
+        self,
+        messages: Messages,
+        tools: Tools | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt's text for messages already in the template's form. Raises TemplateError."""
+        template = self.template(tools)
+        with self._lock:
+            return template.render(
+                messages,
+                tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **kwargs,
+            )
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> bytes:
+        """The text's ids, packed little-endian u32."""
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included."""
+        return self.tokenizer.decode(ids)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    chat_template: str | None = None,
+    cache: SegmentCache | None = None,
+    max_chars: int = 1 << 24,
+    max_seconds: float = 2.0,
+) -> ChatModel:
+    """Loads from a local directory, or else from the hub by id (blocking: run it off the event loop).
+
+    `chat_template`: source text that replaces the model's own templates, as an engine's `--chat-template` does.
+    `cache`: the segment cache; models with the same tokenizer may share one, different ones must not.
+    Raises ModelFilesError.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _download(str(source), revision, token, cache_dir)
+    config = _read_json(directory / "tokenizer_config.json")
+    tokenizer = _load_tokenizer(directory, config)
+    templates = {"default": chat_template} if chat_template is not None else _templates(directory, config)
+    segments = SegmentTokenizer(tokenizer, cache=cache)
+    own_encoder = _OWN_ENCODERS.get(str(_read_json(directory / "config.json").get("model_type")))
+    return ChatModel(
+        segments,
+        templates,
+        _special_tokens(config),
+        own_encoder=own_encoder,
+        max_chars=max_chars,
+        max_seconds=max_seconds,
+    )
+
+
+def _download(model_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None) -> Path:
+    if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
+        raise ModelFilesError(f"{model_id}: no such directory. Give a directory with tokenizer.json, or a hub id")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ModelFilesError(
+            f"{model_id}: is no directory, and huggingface_hub, needed to fetch it by id, is not installed"
+        ) from error
+    try:
+        fetched = snapshot_download(
+            model_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(HUB_FILES)
+        )
+    except Exception as error:  # the hub client raises many kinds: offline, 401, 404, disk full
+        raise ModelFilesError(
+            f"{model_id}: is no directory and can't be fetched from the hub ({type(error).__name__}). "
+            "Check the id, the revision, the token and the network, or give a local directory"
+        ) from error
+    return Path(fetched)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The file's object; empty if there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"{path}: can't be read as JSON ({error}). Fetch it again") from error
+    if not isinstance(value, dict):
+        raise ModelFilesError(f"{path}: must hold a JSON object. Fetch it again")
+    return value
+
+
+def _load_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelFilesError(
+            f"{path}: missing. Only tokenizers with a tokenizer.json are supported; copy it from the model's "
+            "repository, or leave the model's files out to route by approximate keys"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises bare Exception
+        raise ModelFilesError(f"{path}: not a tokenizer ({error}). Fetch it again") from error
+    try:
+        _add_missing(tokenizer, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(f"{directory / 'tokenizer_config.json'}: wrong added tokens ({error!r})") from error
+    if config.get("split_special_tokens"):
+        tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _add_missing(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """transformers adds tokens that only tokenizer_config.json knows; ids follow the order of their listing."""
+    listed = config.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
+            token = AddedToken(
+                entry["content"],
+                single_word=bool(entry.get("single_word")),
+                lstrip=bool(entry.get("lstrip")),
+                rstrip=bool(entry.get("rstrip")),
+                normalized=bool(entry.get("normalized", not entry.get("special"))),
+                special=bool(entry.get("special")),
+            )
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    named = list(_special_tokens(config).values())
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        extra = config.get(key)
+        named += [text for item in (extra if isinstance(extra, list) else []) if (text := _text_of(item))]
+    missing = [text for text in dict.fromkeys(named) if text not in known]
+    if missing:
+        tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
+
+
+def _text_of(token: object) -> str | None:
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    named = {name: config.get(name) for name in _SPECIAL_NAMES}
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, dict):
+        named |= extra
+    return {name: text for name, token in named.items() if (text := _text_of(token)) is not None}
+
+
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Name -> source, files before tokenizer_config.json (engine-protocol.md F.3, template location)."""
+    found: dict[str, str] = {}
+    in_config = config.get("chat_template")
+    if in_config is None:
+        in_config = _read_json(directory / "chat_template.json").get("chat_template")
+    if isinstance(in_config, str):
+        found["default"] = in_config
+    elif isinstance(in_config, list):
+        try:
+            found |= {str(entry["name"]): str(entry["template"]) for entry in in_config}
+        except (KeyError, TypeError) as error:
+            raise ModelFilesError(
+                f"{directory / 'tokenizer_config.json'}: chat_template must be a string or a list of name and template"
+            ) from error
+    alone = directory / "chat_template.jinja"
+    if alone.is_file():
+        found = {"default": alone.read_text(encoding="utf-8")}
+    for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    return found

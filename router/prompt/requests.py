@@ -1,0 +1,297 @@
+"""A request's body -> what routing needs to know. No I/O.
+
+The engine is the judge of a request: only what no engine accepts is refused here (malformed JSON, a body that is not
+an object, messages that are not objects, a prompt of the wrong type); everything else passes and is read leniently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from router.blocks import pack
+
+
+class Endpoint(Enum):
+    """Families of routes whose body says what the prompt is."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+    SCORE = "score"
+    RERANK = "rerank"
+    GENERATE = "generate"
+    OTHER = "other"
+
+
+_ENDPOINTS = {
+    "/v1/chat/completions": Endpoint.CHAT,
+    "/v1/completions": Endpoint.COMPLETIONS,
+    "/v1/responses": Endpoint.RESPONSES,
+    "/v1/messages": Endpoint.MESSAGES,
+    "/v1/embeddings": Endpoint.EMBEDDINGS,
+    "/score": Endpoint.SCORE,
+    "/v1/score": Endpoint.SCORE,
+    "/rerank": Endpoint.RERANK,
+    "/v1/rerank": Endpoint.RERANK,
+    "/v2/rerank": Endpoint.RERANK,
+    "/generate": Endpoint.GENERATE,
+    "/generate_stream": Endpoint.GENERATE,
+}
+_MAX_TOKENS = {
+    Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
+    Endpoint.RESPONSES: ("max_output_tokens",),
+}
+_TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
+_FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
+
+
+class BadRequest(Exception):
+    """A request no engine would accept; the fields of an OpenAI-shaped error."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the body says about which session the request belongs to; all optional."""
+
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    session_id: str | None = None
+    previous_response_id: str | None = None
+    agentic_context: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """A parsed request.
+
+    `prompts`: for completions, embeddings and generate, each text as str or each list of ids packed (see blocks.pack).
+    `salt`: `cache_salt`, or SGLang's `extra_key`, or both; part of the chain's root.
+    `n`: sequences that are generated for each prompt. `size`: of the body, bytes.
+    """
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    model: str | None = None
+    stream: bool = False
+    max_tokens: int | None = None
+    n: int = 1
+    salt: str = ""
+    prompts: tuple[str | bytes, ...] = ()
+    session: Session = field(default_factory=Session)
+    size: int = 0
+
+
+def endpoint_of(path: str) -> Endpoint:
+    """The family of a request's path (a query is ignored)."""
+    return _ENDPOINTS.get(path.partition("?")[0].rstrip("/"), Endpoint.OTHER)
+
+
+_decode = msgspec.json.Decoder().decode
+
+
+def parse_request(path: str, body: bytes) -> ApiRequest:
+    """Reads a request's body. Raises BadRequest and nothing else.
+
+    A path of no known family may have any body; what can be read of it is.
+    """
+    endpoint = endpoint_of(path)
+    if endpoint is Endpoint.OTHER:
+        return _parse_other(body)
+    decoded = _json_object(body)
+    messages = decoded.get("messages")
+    if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
+        _check_messages(messages)
+    return ApiRequest(
+        endpoint=endpoint,
+        body=decoded,
+        model=_model(decoded),
+        stream=_boolean(decoded, "stream") or path.partition("?")[0].endswith("/generate_stream"),
+        max_tokens=_max_tokens(endpoint, decoded),
+        n=max(1, _integer(decoded, "n") or 1),
+        salt=_salt(decoded),
+        prompts=_prompts(endpoint, decoded),
+        session=_session(decoded),
+        size=len(body),
+    )
+
+
+def _parse_other(body: bytes) -> ApiRequest:
+    try:
+        decoded = _json_object(body)
+        return ApiRequest(Endpoint.OTHER, decoded, _model(decoded), session=_session(decoded), size=len(body))
+    except BadRequest:
+        return ApiRequest(Endpoint.OTHER, {})
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        decoded = _decode(body)
+    except RecursionError:
+        raise BadRequest("The body's JSON is nested too deeply", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        what = str(error) if isinstance(error, msgspec.DecodeError) else "it is not valid UTF-8"
+        raise BadRequest(f"The body must be JSON: {what}", code="invalid_json") from None
+    if not isinstance(decoded, dict):
+        raise BadRequest(f"The body must be a JSON object, not {_kind(decoded)}", code="invalid_json")
+    return decoded
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _refuse(name: str, wanted: str, value: object) -> BadRequest:
+    code = "invalid_type" if value is not None else "missing_required_parameter"
+    return BadRequest(f"'{name}' must be {wanted}, not {_kind(value)}", param=name, code=code)
+
+
+def _model(body: Mapping[str, Any]) -> str | None:
+    model = body.get("model")
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        raise _refuse("model", "a string", model)
+    if not model:
+        raise BadRequest("'model' must not be empty", param="model", code="invalid_value")
+    return model
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list):
+        raise _refuse("messages", "an array of messages", messages)
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise _refuse(f"messages[{index}]", "an object with a role and content", message)
+        if not isinstance(message.get("role"), str):
+            raise _refuse(f"messages[{index}].role", "a string", message.get("role"))
+
+
+def _boolean(body: Mapping[str, Any], name: str) -> bool:
+    """Read as pydantic's lax mode does, which all three engines' servers use or exceed."""
+    value = body.get(name)
+    if value is None:
+        return False
+    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return value.lower() in _TRUE
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise _refuse(name, "a boolean", value)
+
+
+def _integer(body: Mapping[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, dict | list):
+        raise _refuse(name, "an integer", value)
+    try:
+        return int(value)
+    except (ValueError, OverflowError):
+        raise _refuse(name, "an integer", value) from None
+
+
+def _max_tokens(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
+    if endpoint is Endpoint.GENERATE:
+        for group in ("sampling_params", "parameters"):
+            settings = body.get(group)
+            if isinstance(settings, dict):
+                return _integer(settings, "max_new_tokens")
+        return None
+    for name in _MAX_TOKENS.get(endpoint, ("max_tokens",)):
+        value = _integer(body, name)
+        if value is not None:
+            return value
+    return None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _salt(body: Mapping[str, Any]) -> str:
+    salt = body.get("cache_salt")
+    if salt is not None and not isinstance(salt, str):
+        raise _refuse("cache_salt", "a string", salt)
+    return (salt or "") + (_text(body.get("extra_key")) or "")
+
+
+def _prompts(endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[str | bytes, ...]:
+    if endpoint is Endpoint.COMPLETIONS:
+        if body.get("prompt") is None and body.get("prompt_embeds") is not None:
+            return ()
+        return _inputs("prompt", body.get("prompt"))
+    if endpoint is Endpoint.EMBEDDINGS:
+        if body.get("input") is None and isinstance(body.get("messages"), list):
+            return ()
+        if isinstance(body.get("input"), list) and any(isinstance(item, dict) for item in body["input"]):
+            return ()
+        return _inputs("input", body.get("input"))
+    if endpoint is Endpoint.GENERATE:
+        for name in ("input_ids", "text", "inputs"):
+            if body.get(name) is not None:
+                return _inputs(name, body[name])
+        if body.get("input_embeds") is None:
+            raise _refuse("text", "a string", None)
+    return ()
+
+
+def _inputs(name: str, value: object) -> tuple[str | bytes, ...]:
+    """A text, a list of texts, a list of ids, or a list of lists of ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise _refuse(name, "a string, an array of strings, or an array of token ids", value)
+    if not value:
+        raise BadRequest(f"'{name}' must not be empty", param=name, code="invalid_value")
+    if isinstance(value[0], int):
+        return (_packed(name, value),)
+    found: list[str | bytes] = []
+    for index, item in enumerate(value):
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, list):
+            found.append(_packed(f"{name}[{index}]", item))
+        else:
+            raise _refuse(f"{name}[{index}]", "a string or an array of token ids", item)
+    return tuple(found)
+
+
+def _packed(name: str, ids: list[Any]) -> bytes:
+    try:
+        return pack(ids)
+    except (TypeError, OverflowError):
+        raise BadRequest(f"'{name}' must hold token ids, integers from 0 on", param=name, code="invalid_type") from None
+
+
+def _session(body: Mapping[str, Any]) -> Session:
+    arguments = body.get("vllm_xargs")
+    extra: Mapping[str, Any] = arguments if isinstance(arguments, dict) else {}
+    metadata = body.get("metadata")
+    open_session = body.get("session_params")
+    in_metadata = _text(metadata.get("user_id")) if isinstance(metadata, dict) else None
+    opened = _text(open_session.get("id")) if isinstance(open_session, dict) else None
+    context = extra.get("agentic_context")
+    if context is not None and not isinstance(context, str):
+        context = msgspec.json.encode(context, order="sorted").decode()
+    return Session(
+        user=_text(body.get("user")) or in_metadata,
+        prompt_cache_key=_text(body.get("prompt_cache_key")),
+        session_id=_text(body.get("session_id")) or opened or _text(extra.get("session_id")),
+        previous_response_id=_text(body.get("previous_response_id")),
+        agentic_context=_text(context),
+    )

@@ -1,0 +1,188 @@
+"""Request -> token ids -> block chain: the prompt stage.
+
+A step of a growing conversation costs its new text: pieces of text are encoded once (tokenizer), chunks of ids hashed
+once (chains). Text not seen before is encoded in a thread when it is long, so that the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from router.blocks import TOKEN_BYTES, root
+from router.prompt.approximate import approximate_root, canonical_text
+from router.prompt.chains import ChainCache
+from router.prompt.conversation import Inexact
+from router.prompt.model import ChatModel
+from router.prompt.prepare import Part, parts_of
+from router.prompt.requests import ApiRequest
+
+# New text up to this long is encoded on the event loop: about 1.3 ms.
+INLINE_CHARS = 2048
+# A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps.
+_LONG_BYTES = 128 * 1024
+_BLOCKS_AT_ONCE = 4096  # about 1 ms of hashing
+
+
+class UnknownModel(Exception):
+    """No replica serves this model."""
+
+    def __init__(self, model: str | None) -> None:
+        super().__init__(f"The model {model!r} does not exist" if model else "'model' is missing")
+        self.model = model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """How a served name's prompts are prepared.
+
+    `name`: canonical name, or the LoRA adapter's, as engines report it in their events: the chain's namespace.
+    `model`: tokenizer and template; None if there are no files (approximate keys).
+    `default_template_kwargs`: the server's; `exclude_tools_when_none`: vLLM's flag of that name.
+    `content_format`: the server's `--chat-template-content-format` unless "auto".
+    `max_model_len`: tokens, for requests that ask to be truncated to the model's limit.
+    `inexact`: set while the ids may not be trusted (a failed comparison with the engine, an encoder of its own).
+    """
+
+    name: str
+    model: ChatModel | None
+    block_size: int = 16
+    default_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    content_format: str = "auto"
+    exclude_tools_when_none: bool = False
+    max_model_len: int | None = None
+    inexact: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What routing gets to know of a prompt.
+
+    `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.
+    `chain`: hashes of the (first) prompt's full blocks. `ids`: the first prompt's ids, packed; None if unknown.
+    `reason`: why the chain is approximate, a short slug; None if exact.
+    """
+
+    tokens: int
+    chain: list[int]
+    block_size: int
+    exact: bool
+    reason: str | None = None
+    ids: bytes | None = None
+
+    @property
+    def hittable_blocks(self) -> int:
+        """Blocks an engine can at most take from its cache: the last token is always computed."""
+        return max(0, (self.tokens - 1) // self.block_size)
+
+
+class EngineIds(Protocol):
+    """Asks an engine for a request's ids (render or tokenize endpoint); cached and time-boxed by its owner.
+
+    Returns them packed, or None if it doesn't know.
+    """
+
+    async def __call__(self, request: ApiRequest, spec: ModelSpec, reason: str) -> bytes | None: ...
+
+
+class PromptStage:
+    """Prepares prompts. One per event loop; bounded by its caches' sizes."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelSpec],
+        *,
+        default_model: str | None = None,
+        engine_ids: EngineIds | None = None,
+        chain_chunks: int = 1 << 15,
+        threads: int = 2,
+    ) -> None:
+        """`models`: served name, alias or adapter -> spec; looked at on each request, so it may change meanwhile.
+
+        `default_model`: for requests that name none. `threads`: for long new texts.
+        """
+        self._models = models
+        self._default_model = default_model
+        self._engine_ids = engine_ids
+        self._chains = ChainCache(chain_chunks)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        """Ends the threads; texts being encoded are finished first."""
+        self._pool.shutdown()
+
+    def spec(self, model: str | None) -> ModelSpec:
+        """The spec for a request's model. Raises UnknownModel."""
+        name = model if model is not None else self._default_model
+        spec = self._models.get(name) if name is not None else None
+        if spec is None:
+            raise UnknownModel(model)
+        return spec
+
+    async def prepare(self, request: ApiRequest, *, engine: str = "vllm", tenant: str = "") -> Prompt:
+        """Ids and chain as an engine of this kind ("vllm", "sglang", "tgi") will have them.
+
+        What can't be reproduced gets approximate keys, with the reason. Of a list of prompts the first one's chain is
+        given: engines cache each on its own, and replicas are chosen for the whole request. Raises UnknownModel.
+        """
+        spec = self.spec(request.model)
+        if request.size > _LONG_BYTES:
+            await asyncio.sleep(0)
+        start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)
+        try:
+            first, tokens, reason = await self._ids(request, spec, engine)
+        except Inexact as inexact:
+            return await self._fallback(request, spec, start, inexact.reason)
+        chain = await self._chain(start, first, spec.block_size)
+        return Prompt(tokens, chain, spec.block_size, reason is None, reason, first)
+
+    async def _ids(self, request: ApiRequest, spec: ModelSpec, engine: str) -> tuple[bytes, int, str | None]:
+        if spec.inexact is not None:
+            raise Inexact(spec.inexact)
+        try:
+            plan = parts_of(request, spec, engine)
+        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
+            raise Inexact("malformed-request") from None  # the engine will say what is wrong with it
+        first = b""
+        tokens = 0
+        for position, prompt in enumerate(plan.prompts):
+            packed = [part if isinstance(part, bytes) else await self._encode(part, spec) for part in prompt]
+            ids = plan.cut(b"".join(packed))
+            tokens += len(ids) // TOKEN_BYTES
+            first = ids if position == 0 else first
+        return first, tokens, plan.reason
+
+    async def _encode(self, part: Part, spec: ModelSpec) -> bytes:
+        assert spec.model is not None
+        tokenizer = spec.model.tokenizer
+        if len(part.text) > _LONG_BYTES:
+            await asyncio.sleep(0)
+        try:
+            encoding = tokenizer.begin(part.text, part.add_special_tokens)
+            if encoding.missing_chars > INLINE_CHARS:
+                await asyncio.get_running_loop().run_in_executor(self._pool, tokenizer.fill, encoding)
+            elif encoding.missing:
+                tokenizer.fill(encoding)
+        except UnicodeEncodeError:
+            raise Inexact("lone-surrogate") from None
+        ids = encoding.join()
+        return ids[TOKEN_BYTES:] if part.drop_first and ids.startswith(part.drop_first) else ids
+
+    async def _chain(self, start: int, ids: bytes, block_size: int) -> list[int]:
+        hashes: list[int] = []
+        while self._chains.extend(start, ids, block_size, hashes, _BLOCKS_AT_ONCE):  # noqa: ASYNC110  (yields only)
+            await asyncio.sleep(0)
+        return hashes
+
+    async def _fallback(self, request: ApiRequest, spec: ModelSpec, start: int, reason: str) -> Prompt:
+        if self._engine_ids is not None:
+            ids = await self._engine_ids(request, spec, reason)
+            if ids is not None:
+                chain = await self._chain(start, ids, spec.block_size)
+                return Prompt(len(ids) // TOKEN_BYTES, chain, spec.block_size, True, None, ids)
+        text = canonical_text(request)
+        chain = await self._chain(approximate_root(start), text, spec.block_size)
+        return Prompt(len(text) // TOKEN_BYTES, chain, spec.block_size, False, reason)

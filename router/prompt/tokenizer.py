@@ -1,0 +1,225 @@
+"""Text -> token ids at the cost of the text not seen before.
+
+The text is cut at special tokens (where that is exact: see `shapes`), and each piece's ids are kept, packed, in a
+cache bounded in bytes. A step of a growing conversation then encodes its new pieces only; the rest is one dictionary
+look-up and one copy per piece. Pieces are shared by all sessions: a tool list or system prompt is encoded once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from router.blocks import pack
+from router.prompt.shapes import matcher, shape_of
+
+# Several prompts are encoded at a time, each in a thread of ours; the library's own threads per batch would only fight
+# with the event loop for the cores (measured: twice the time and twice the stalls on two cores).
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A piece longer than this is cut again between lines, where the tokenizer's shape allows it. It bounds what is encoded
+# again when a piece without special tokens grows, and how long one piece keeps a thread busy (about 0.6 ms).
+PIECE_CHARS = 1024
+_BATCH_CHARS = 16 * 1024
+_ENTRY_BYTES = 240  # a str's and a bytes' header and the cache's own bookkeeping, measured
+_PROBES = ("a", "Hello, world 12", "x\ny")
+
+
+class PieceEncoder(Protocol):
+    """Encodes pieces without adding special tokens. Called from several threads."""
+
+    def __call__(self, pieces: Sequence[str]) -> list[bytes]: ...
+
+
+class SegmentCache:
+    """Piece -> packed ids, least recently used out first, bounded in bytes (keys, values and overhead). Thread-safe."""
+
+    def __init__(self, max_bytes: int = 128 << 20) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, pieces: Sequence[str]) -> list[bytes | None]:
+        """One answer per piece; None where it isn't known."""
+        entries = self._entries
+        get, refresh = entries.get, entries.move_to_end
+        found: list[bytes | None] = []
+        hits = 0
+        with self._lock:
+            for piece in pieces:
+                ids = get(piece)
+                if ids is not None:
+                    refresh(piece)
+                    hits += 1
+                found.append(ids)
+            self.hits += hits
+            self.misses += len(pieces) - hits
+        return found
+
+    def keep(self, pieces: Iterable[str], packed: Iterable[bytes]) -> None:
+        """Adds entries; one that would fill more than an eighth of the cache alone is not kept."""
+        with self._lock:
+            for piece, ids in zip(pieces, packed, strict=True):
+                size = _size(piece, ids)
+                if piece in self._entries or size > self.max_bytes >> 3:
+                    continue
+                self._entries[piece] = ids
+                self.bytes += size
+            while self.bytes > self.max_bytes:
+                piece, ids = self._entries.popitem(last=False)
+                self.bytes -= _size(piece, ids)
+
+
+def _size(piece: str, ids: bytes) -> int:
+    widest = 1 if piece.isascii() else 4
+    return len(piece) * widest + len(ids) + _ENTRY_BYTES
+
+
+@dataclass(slots=True)
+class Encoding:
+    """A text on its way to ids: its pieces, the ids already known, and where the unknown ones are."""
+
+    pieces: list[str]
+    ids: list[bytes | None]
+    missing: list[int]
+    missing_chars: int
+    prefix: bytes
+    suffix: bytes
+
+    def join(self) -> bytes:
+        """The whole text's packed ids. Everything missing must have been filled in."""
+        return b"".join([self.prefix, *self.ids, self.suffix])  # type: ignore[list-item]
+
+
+class SegmentTokenizer:
+    """A `tokenizers.Tokenizer` that remembers pieces. Thread-safe.
+
+    `unsupported` says why the text isn't cut (None: it is); such a tokenizer is still exact, only dearer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, cache: SegmentCache | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._cache = cache if cache is not None else SegmentCache()
+        shape = shape_of(tokenizer)
+        self.unsupported: str | None = shape.reason
+        self._specials = matcher(shape.cuts)
+        self._line_safe = shape.line_safe
+        self._encode_pieces: PieceEncoder = self._hugging_face
+        self._ends = _added_ends(tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def cache(self) -> SegmentCache:
+        return self._cache
+
+    def use(self, encoder: PieceEncoder) -> None:
+        """Replaces the encoder of single pieces; it must give the same ids (see `fast`)."""
+        self._encode_pieces = encoder
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> bytes:
+        """The text's ids, packed. Special tokens spelled in the text are matched, as engines do."""
+        encoding = self.begin(text, add_special_tokens)
+        self.fill(encoding)
+        return encoding.join()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def begin(self, text: str, add_special_tokens: bool = False) -> Encoding:
+        """Cuts the text and looks its pieces up. Cheap: for the event loop."""
+        prefix = suffix = b""
+        if add_special_tokens:
+            if self._ends is None:
+                whole = pack(self._tokenizer.encode(text, add_special_tokens=True).ids)
+                return Encoding([text], [whole], [], 0, b"", b"")
+            prefix, suffix = self._ends
+        pieces = self.cut(text)
+        ids = self._cache.find(pieces)
+        missing = [index for index, packed in enumerate(ids) if packed is None]
+        return Encoding(pieces, ids, missing, sum(len(pieces[index]) for index in missing), prefix, suffix)
+
+    def fill(self, encoding: Encoding) -> None:
+        """Encodes what is missing. Releases the GIL while a batch (16 kB of text) is encoded."""
+        batch: list[int] = []
+        size = 0
+        for index in encoding.missing:
+            batch.append(index)
+            size += len(encoding.pieces[index])
+            if size >= _BATCH_CHARS:
+                self._fill(encoding, batch)
+                batch, size = [], 0
+        if batch:
+            self._fill(encoding, batch)
+        encoding.missing, encoding.missing_chars = [], 0
+
+    def _fill(self, encoding: Encoding, batch: list[int]) -> None:
+        pieces = [encoding.pieces[index] for index in batch]
+        packed = self._encode_pieces(pieces)
+        for index, ids in zip(batch, packed, strict=True):
+            encoding.ids[index] = ids
+        self._cache.keep(pieces, packed)
+
+    def cut(self, text: str) -> list[str]:
+        """The pieces that may be encoded on their own; joined they are the text."""
+        if not text:
+            return []
+        if self.unsupported is not None:
+            return [text]
+        pieces: list[str] = []
+        starts = [match.start() for match in self._specials.finditer(text)] if self._specials is not None else []
+        starts.append(len(text))
+        begin = 0
+        for end in starts:
+            if end > begin:
+                if end - begin > PIECE_CHARS and self._line_safe:
+                    begin = self._cut_lines(text, begin, end, pieces)
+                pieces.append(text[begin:end])
+                begin = end
+        return pieces
+
+    def _cut_lines(self, text: str, begin: int, end: int, pieces: list[str]) -> int:
+        """Cuts behind lines, at places that depend only on what lies before: a growing text keeps its pieces."""
+        at = begin + PIECE_CHARS
+        while (at := text.find("\n", at, end - 1)) >= 0:
+            at += 1
+            if text[at].isascii() and text[at].isalpha() and not text[at - 2].isspace():
+                pieces.append(text[begin:at])
+                begin = at
+                at += PIECE_CHARS
+        return begin
+
+    def _hugging_face(self, pieces: Sequence[str]) -> list[bytes]:
+        encoded = self._tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
+        return [pack(one.ids) for one in encoded]
+
+
+def _added_ends(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
+    """What `add_special_tokens` puts in front and behind, packed; None if it does something else."""
+    ends: set[tuple[bytes, bytes]] = set()
+    for probe in _PROBES:
+        bare = tokenizer.encode(probe, add_special_tokens=False).ids
+        full = tokenizer.encode(probe, add_special_tokens=True).ids
+        at = next((i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare), None)
+        if at is None:
+            return None
+        ends.add((pack(full[:at]), pack(full[at + len(bare) :])))
+    return ends.pop() if len(ends) == 1 else None

@@ -1,0 +1,99 @@
+"""An answer's body on its way from the replica to the client."""
+
+from __future__ import annotations
+
+import time
+
+from router.http.framing import LAST_CHUNK, chunk
+from router.http.response import Response
+from router.http.upstream_head import Framing
+from router.proxy.watch import ResponseWatcher
+
+_HOLD_BYTES = 64 * 1024
+
+
+class Relay:
+    """Writes the body as it comes: chunked bytes as they are to clients that understand them, else the payload.
+
+    Of an SSE answer, bytes after the last whole event are held back until the event is whole (no client could use
+    them earlier), at most 64 kB. So a stream that breaks can be ended with a well-formed error event; one that breaks
+    within a longer event, and every other body, is broken off so that the client sees it.
+    """
+
+    __slots__ = ("_appendable", "_at_boundary", "_framed", "_held", "_held_bytes", "_response", "_watch")
+
+    def __init__(self, response: Response, watch: ResponseWatcher, framing: Framing) -> None:
+        self._response = response
+        self._watch = watch
+        self._framed = framing is Framing.CHUNKED and response.can_chunk
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        # A Content-Length body has no room for an error event.
+        self._appendable = framing is not Framing.LENGTH
+        self._at_boundary = self._appendable
+
+    @property
+    def framed(self) -> bool:
+        """The client gets the replica's chunks as they are."""
+        return self._framed
+
+    def data(self, raw: bytes, payload: bytes, safe: int) -> None:
+        """BodySink: from the replica."""
+        if payload:
+            self._watch.feed(payload, time.monotonic())
+        if not self._framed:
+            raw = payload
+        if not self._watch.sse:
+            self._response.write(raw)
+            return
+        size = len(raw)
+        if not self._framed:
+            safe = _event_end(raw)
+        if safe == size and not self._held:
+            self._response.write(raw)
+            self._at_boundary = self._appendable
+        elif safe:
+            self._held.append(raw[:safe])
+            self._flush()
+            self._at_boundary = self._appendable
+            if safe < size:
+                self._hold(raw[safe:])
+        elif size:
+            self._hold(raw)
+
+    def finish(self) -> None:
+        """The body came whole."""
+        self._flush()
+        self._response.end()
+
+    def fail(self, status: int, message: str) -> None:
+        """The body broke off: an error event and a clean end where that is possible, else the connection ends."""
+        response = self._response
+        if not (self._watch.sse and self._at_boundary and not self._watch.encoded):
+            response.abort()
+            return
+        event = response.errors.event(status, message)
+        response.keep_alive = False
+        response.write(chunk(event) + LAST_CHUNK if self._framed else event)
+        response.end()
+
+    def _hold(self, raw: bytes) -> None:
+        self._held.append(raw)
+        self._held_bytes += len(raw)
+        if self._held_bytes > _HOLD_BYTES:
+            self._flush()
+            self._at_boundary = False
+
+    def _flush(self) -> None:
+        if self._held:
+            self._response.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
+            self._held = []
+            self._held_bytes = 0
+
+
+def _event_end(payload: bytes) -> int:
+    """Offset just past the last event's end in `payload`, 0 if it has none."""
+    return max(
+        payload.rfind(b"\n\n") + 2 if b"\n\n" in payload else 0,
+        payload.rfind(b"\n\r\n") + 3 if b"\n\r\n" in payload else 0,
+    )

@@ -1,0 +1,103 @@
+"""What an answer says about itself, read from its bytes as they pass: usage, errors, first token. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_MARK = re.compile(rb'"(?:usage|meta_info)":\s*\{')
+_FIELDS = re.compile(
+    rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)":\s*(\d{1,12})'
+)
+_ERROR = re.compile(rb'(?:^|\n)data:\s*\{\s*(?:"error":\s*[{"]|"type":\s*"error")')
+_WINDOW_BYTES = 4096
+_CARRY_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the engine reports them; None: not reported.
+
+    prompt_tokens: `usage.prompt_tokens`, or `input_tokens` (Anthropic, Responses). cached_tokens:
+    `usage.prompt_tokens_details.cached_tokens`, `input_tokens_details.cached_tokens`, `meta_info.cached_tokens`
+    (SGLang's /generate) or `cache_read_input_tokens` (Anthropic).
+    """
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+
+
+class ResponseWatcher:
+    """Fed an answer's payload. Memory: at most 8 kB + 64 bytes, whatever the answer's size.
+
+    Nothing is parsed while the answer runs: three substring tests for each piece, and a window of 4 kB from the last
+    `"usage":{` is kept (and from the first, where Anthropic reports the prompt). Quotes inside the model's text are
+    escaped in JSON, so text cannot be mistaken for these marks.
+    """
+
+    __slots__ = ("_carry", "_first", "_last", "_open", "bytes", "encoded", "error_seen", "events", "first_at", "sse")
+
+    def __init__(self, content_type: bytes, content_encoding: bytes) -> None:
+        self.sse = content_type[:17].lower() == b"text/event-stream"
+        # A compressed body is counted, not read.
+        self.encoded = content_encoding.lower() not in (b"", b"identity")
+        self._carry = b""
+        self._first: bytes | None = None
+        self._last: bytes | None = None
+        self._open = False  # the last window is not full yet
+        self.first_at: float | None = None  # when the first content (no SSE comment) came
+        self.events = 0
+        self.bytes = 0
+        self.error_seen = False  # an error event in a stream whose status said 200
+
+    def feed(self, payload: bytes, now: float) -> None:
+        """Next piece of the payload at monotonic time `now`."""
+        self.bytes += len(payload)
+        if self.first_at is None and payload and not (self.sse and payload[0] == 0x3A and b"data:" not in payload):
+            self.first_at = now
+        if self.encoded:
+            return
+        if self._open and self._last is not None:
+            self._last += payload[: _WINDOW_BYTES - len(self._last)]
+            self._open = len(self._last) < _WINDOW_BYTES
+        if self._carry:
+            payload = self._carry + payload
+        if self.sse:
+            self.events += payload.count(b"\n\n")
+            if b'"error"' in payload and _ERROR.search(payload) is not None:
+                self.error_seen = True
+        if b'"usage"' in payload or b'"meta_info"' in payload:
+            self._take_mark(payload)
+        # Only a piece that ends within a line can hide half a mark; the carry never holds an event's end twice.
+        self._carry = b"" if payload.endswith(b"\n") else payload[-_CARRY_BYTES:].rpartition(b"\n\n")[2]
+
+    def usage(self) -> Usage | None:
+        """The last usage reported, None if there was none."""
+        if self._last is None:
+            return None
+        found: dict[bytes, int] = {}
+        for window in (self._last, self._first or b""):
+            for name, value in _FIELDS.findall(window):
+                found.setdefault(name, int(value))
+        if not found:
+            return None
+        return Usage(
+            prompt_tokens=found.get(b"prompt_tokens", found.get(b"input_tokens")),
+            completion_tokens=found.get(b"completion_tokens", found.get(b"output_tokens")),
+            cached_tokens=found.get(b"cached_tokens", found.get(b"cache_read_input_tokens")),
+        )
+
+    def _take_mark(self, payload: bytes) -> None:
+        start = max(payload.rfind(b'"usage":'), payload.rfind(b'"meta_info":'))
+        mark = _MARK.match(payload, start) if start >= 0 else None
+        if mark is None or mark.end() <= len(self._carry):
+            return  # null, or already seen in the piece before
+        if self._first is None:
+            first = payload.find(b'"usage":', len(self._carry), start)
+            if self._last is not None:
+                self._first = self._last
+            elif first >= 0:
+                self._first = payload[first : first + _WINDOW_BYTES]
+        self._last = payload[start : start + _WINDOW_BYTES]
+        self._open = len(self._last) < _WINDOW_BYTES

@@ -1,0 +1,111 @@
+"""Run the router: one endpoint in front of the replicas named by flags or a configuration file.
+
+examples:
+  prefix-router serve --replica http://10.0.0.7:8000 --replica http://10.0.0.8:8000 --model-files Qwen/Qwen3-8B
+  prefix-router serve --config router.yaml
+  prefix-router serve --config router.yaml --policy round_robin --set limits.max_body_mb=128
+
+Then point any OpenAI client at http://HOST:PORT/v1. SIGTERM and SIGINT drain: running answers finish first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+import yaml
+
+from router.app import App
+from router.config import Config, ConfigError, load_config
+from router.routing.policies import POLICIES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (YAML)")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default 8000; 0: a free one)")
+    parser.add_argument("--admin-port", type=int, help="port of /metrics and /replicas (default 9000)")
+    parser.add_argument(
+        "--replica", action="append", default=[], metavar="URL", help="base URL of an engine; repeat for each"
+    )
+    parser.add_argument(
+        "--model-files",
+        metavar="DIR_OR_HUB_ID",
+        help="tokenizer and chat template of models the configuration doesn't name",
+    )
+    parser.add_argument("--policy", choices=sorted(POLICIES), help="routing policy (default prefix)")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--access-log", action="store_true", default=None, help="a line of JSON for each request")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="any setting by its dotted key"
+    )
+
+
+def configuration(args: argparse.Namespace) -> Config:
+    """File, environment and flags together. Raises ConfigError."""
+    overrides: list[tuple[str, Any]] = []
+    for setting in args.settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as KEY=VALUE, for example --set routing.policy=session.")
+        try:
+            overrides.append((key, yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: the value is not valid YAML.") from None
+    for key, value in (
+        ("listen.host", args.host),
+        ("listen.port", args.port),
+        ("admin.port", args.admin_port),
+        ("routing.policy", args.policy),
+        ("log.level", args.log_level),
+        ("log.access", args.access_log),
+        ("replicas", [{"url": url} for url in args.replica] or None),
+    ):
+        if value is not None:
+            overrides.append((key, value))
+    config = load_config(args.config, os.environ, overrides)
+    if not config.replicas:
+        raise ConfigError("no replicas: name at least one with --replica URL or under `replicas:` in the file.")
+    return config
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; returns the exit status."""
+    try:
+        config = configuration(args)
+    except ConfigError as error:
+        sys.stderr.write(f"prefix-router: {error}\n")
+        return 2
+    logging.basicConfig(
+        level=config.log.level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s"
+    )
+    logging.getLogger("router.access").setLevel(logging.INFO if config.log.access else logging.WARNING)
+    return uvloop.run(_serve(config, args.model_files))
+
+
+async def _serve(config: Config, model_files: str | None) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    app = App(config, model_files=model_files)
+    try:
+        await app.start()
+    except OSError as error:
+        sys.stderr.write(f"prefix-router: can't listen: {error.strerror or error}. Set listen.port or admin.port.\n")
+        await app.stop()
+        return 1
+    try:
+        await stopping.wait()
+        logging.getLogger(__name__).info("stopping: running answers may finish for %g s", config.shutdown.grace_s)
+    finally:
+        await app.stop()
+    return 0
