@@ -125,7 +125,7 @@ class Client:
         except TimeoutError:
             fail(record, "timeout", f"no complete answer within {self._timeout.total} s")
         except aiohttp.ClientConnectorError as error:
-            fail(record, "connect", str(error))
+            fail(record, "connect", f"no connection to {self._base_url}: {error.os_error}")
         except (aiohttp.ClientError, ConnectionError) as error:
             fail(record, "disconnected", str(error) or type(error).__name__)
 

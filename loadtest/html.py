@@ -13,10 +13,12 @@ from loadtest.stats import Distribution
 from loadtest.svg import Axis, bars, line_plot, scatter
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1c2126;--dim:#5d6770;--rule:#dfe3e7;--card:#f6f7f9;--mark:#1f6fb2;--bad:#c0392b}
+:root{color-scheme:light dark;--bg:#fff;--fg:#1c2126;--dim:#5d6770;--rule:#dfe3e7;--card:#f6f7f9;
+--mark:#1f6fb2;--bad:#c0392b}
 @media(prefers-color-scheme:dark){:root{--bg:#14181c;--fg:#e6e9ec;--dim:#9aa5af;--rule:#30373e;--card:#1c2228;
 --mark:#5aa9e6;--bad:#ff7b6b}}
-body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1120px;padding:0 1rem}
+body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;margin:2rem auto;
+max-width:1120px;padding:0 1rem}
 h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:0 0 .5rem}p.dim,small{color:var(--dim)}
 .tiles,.plots{display:grid;gap:1rem;margin:1.2rem 0}
 .tiles{grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}
@@ -26,8 +28,7 @@ h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:0 0 .5rem}p.dim,small{colo
 svg{width:100%;height:auto;display:block}.line{fill:none;stroke:var(--mark);stroke-width:2}.mark{fill:var(--mark)}
 .bad{fill:var(--bad)}.grid{stroke:var(--rule)}.axis{stroke:var(--dim)}
 .tick,.label{fill:var(--dim);font:11px system-ui,sans-serif}
-table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule)}
-td:first-child,th:first-child{text-align:left}pre{overflow:auto;background:var(--card);border-radius:8px;padding:1rem}
+pre{overflow:auto;background:var(--card);border-radius:8px;padding:1rem}
 """
 
 
@@ -37,14 +38,14 @@ def html_report(
     metrics: Sequence[str] = DEFAULT_METRICS,
     percentiles: Sequence[float] = DEFAULT_PERCENTILES,
 ) -> str:
-    """A complete page. It holds no prompt and no answer."""
+    """A complete page; `date` in UTC. It holds no prompt and no answer."""
     title = f"Load test: {result.workload}"
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items() if value is not None)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>"
-        f'<p class="dim">{escape(result.model)} · {date.strftime("%Y-%m-%d %H:%M:%S %Z").strip()} · {escape(settings)}</p>'
+        f'<p class="dim">{escape(result.model)} · {date:%Y-%m-%d %H:%M:%S} UTC · {escape(settings)}</p>'
         f'<div class="tiles">{_tiles(result)}</div><div class="plots">{_plots(result)}</div>'
         f"<pre>{escape(text_report(result, metrics, percentiles))}</pre></body></html>\n"
     )
@@ -63,7 +64,9 @@ def _tiles(result: RunResult) -> str:
         ("stickiness", percent(summary.stickiness)),
         ("hotspot (1 is even)", number(summary.hotspot)),
     ]
-    return "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in tiles)
+    return "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in tiles
+    )
 
 
 def _plots(result: RunResult) -> str:
@@ -120,7 +123,9 @@ def _timeline(records: Sequence[RequestRecord]) -> str:
     high = max((value for _, value, _ in known), default=1.0)
     streams = any(record.ttft_s is not None for record in records)
     label = "TTFT, ms" if streams else "E2EL, ms"
-    return scatter(known + failed, Axis(f"sent at, s ({label})", 0, max(end, 1e-3), _plain), Axis("", 0, high, _plain), label)
+    return scatter(
+        known + failed, Axis(f"sent at, s ({label})", 0, max(end, 1e-3), _plain), Axis("", 0, high, _plain), label
+    )
 
 
 def percent0(value: float) -> str:

@@ -169,7 +169,10 @@ def _steps(result: RunResult) -> list[str]:
     rows = result.summary.steps
     if len(rows) < 2:
         return []
-    lines = [f"{' By Agent Step ':-^{WIDTH}}", f"{'step':>4} {'requests':>9} {'hit rate':>9} {'prefill':>10} {'TTFT p50':>13}"]
+    lines = [
+        f"{' By Agent Step ':-^{WIDTH}}",
+        f"{'step':>4} {'requests':>9} {'hit rate':>9} {'prefill':>10} {'TTFT p50':>13}",
+    ]
     for row in rows:
         ttft = UNKNOWN if row.ttft is None else f"{row.ttft.p50 * 1000:.1f} ms"
         lines.append(

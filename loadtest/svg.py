@@ -65,6 +65,7 @@ def scatter(points: Sequence[tuple[float, float, str]], x: Axis, y: Axis, title:
 def bars(values: Sequence[tuple[str, float]], y: Axis, title: str, x_label: str) -> str:
     """One bar a label, from 0; labels are thinned where they would touch."""
     count = max(len(values), 1)
+    bottom = HEIGHT - BOTTOM
     room = (WIDTH - LEFT - RIGHT) / count
     width = min(max(room * 0.72, 1.0), 40.0)
     shapes = []
@@ -75,11 +76,11 @@ def bars(values: Sequence[tuple[str, float]], y: Axis, title: str, x_label: str)
         top = _py(y, value)
         shapes.append(
             f'<rect class="mark" x="{middle - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
-            f'height="{max(HEIGHT - BOTTOM - top, 0):.1f}" rx="2"><title>{escape(name)}: {escape(y.write(value))}</title></rect>'
+            f'height="{max(bottom - top, 0):.1f}" rx="2"><title>{escape(name)}: {escape(y.write(value))}</title></rect>'
         )
         if i % every == 0:
             shapes.append(
-                f'<text class="tick" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{escape(name)}</text>'
+                f'<text class="tick" x="{middle:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(name)}</text>'
             )
     return _frame(Axis(x_label, 0, 0, lambda _: ""), y, title, "".join(shapes))
 

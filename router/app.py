@@ -213,7 +213,7 @@ class App:
 def make_policy(routing: Routing) -> Policy:
     """The configured policy."""
     if routing.policy == Prefix.name:
-        return Prefix(routing.decode_cost_tokens)
+        return Prefix(routing.recompute_weight, routing.decode_cost_tokens)
     return POLICIES[routing.policy]()
 
 

@@ -17,6 +17,9 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .tokens import load_tokenizer
 
+TIMER_S = 0.001
+"""uvloop's timers count in milliseconds and may fire early: such a step counts as done, instead of spinning."""
+
 
 class Engine:
     """One engine process' life is `start` to `stop`; after a new `start` the cache is empty and seq begins at 0."""
@@ -117,7 +120,10 @@ class Engine:
         self._timer = None
         if self.paused or self._loop is None:
             return
-        step = self.scheduler.advance(self._loop.time())
+        now = self._loop.time()
+        if now < self.scheduler.next_at < now + TIMER_S:
+            now = self.scheduler.next_at
+        step = self.scheduler.advance(now)
         if step is not None:
             if step.events and self.publisher is not None:
                 self.publisher.publish(step.events, time.time())

@@ -196,7 +196,7 @@ class EventPublisher:
         """Bind. A port that a stopped publisher just gave up is waited for, at most 5 s."""
         self.seq = 0
         self._buffer.clear()
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         pub = context.socket(zmq.PUB)
         pub.setsockopt(zmq.SNDHWM, self.hwm)
         pub.setsockopt(zmq.LINGER, 0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from time import time
+from typing import cast
 from urllib.parse import unquote
 
 import httptools
@@ -134,8 +135,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._connections.add(self)
         self._wait_idle()
 

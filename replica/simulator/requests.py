@@ -161,8 +161,8 @@ class RequestReader:
             if size + (asked or 1) > limit:
                 raise self.refuse(
                     f"This model's maximum context length is {limit} tokens. However, your prompt contains {size} "
-                    "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
-                    f"input prompt. (parameter=input_tokens, value={size})",
+                    "input tokens, which exceeds this limit even without any output tokens. Please reduce the length "
+                    f"of the input prompt. (parameter=input_tokens, value={size})",
                     "input_tokens",
                 )
             for choice in range(n):

@@ -123,9 +123,8 @@ class SimulatedServer:
     async def restart(self) -> None:
         """A new process at the same addresses: cache empty, seq 0, another hash seed, no faults."""
         await self.kill()
-        self.faults.change({name: getattr(Faults(), name) for name in Faults.__slots__})
+        self.clear_faults()
         await self.start()
-        self._apply_faults()
 
     async def _down(self, *, reset: bool) -> None:
         self.running = False
@@ -135,16 +134,15 @@ class SimulatedServer:
     def fault(self, **values: Any) -> None:
         """Set fault switches (see Faults). Raises ValueError that names the field."""
         self.faults.change(values)
-        self._apply_faults()
+        if "slow" in values:
+            self.engine.scheduler.slow = self.faults.slow
+        if "paused" in values:
+            self.engine.pause(self.faults.paused)
+        if "drop_events" in values and self.engine.publisher is not None:
+            self.engine.publisher.drop = self.faults.drop_events
 
     def clear_faults(self) -> None:
         self.fault(**{name: getattr(Faults(), name) for name in Faults.__slots__})
-
-    def _apply_faults(self) -> None:
-        self.engine.scheduler.slow = self.faults.slow
-        self.engine.pause(self.faults.paused)
-        if self.engine.publisher is not None:
-            self.engine.publisher.drop = self.faults.drop_events
 
     def _handle(self, request: Request, reply: Reply) -> None:
         path = request.path

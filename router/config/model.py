@@ -99,6 +99,11 @@ class Routing(Section):
         Literal["prefix", "round_robin", "random", "least_load", "session"],
         _d("prefix: least predicted work in uncached prefill tokens. session: consistent hash on the session key."),
     ] = "prefix"
+    recompute_weight: Annotated[
+        float,
+        Meta(ge=1),
+        _d("Policy prefix: what one token of this prompt to be recomputed costs, against one token of queue."),
+    ] = 1.5
     decode_cost_tokens: Annotated[
         float,
         Meta(ge=0),

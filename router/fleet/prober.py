@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from time import time
@@ -14,6 +15,9 @@ from router.engines.ask import get
 from router.fleet.replica import Health, Replica
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+"""A replica that failed a probe is probed again this soon."""
 
 
 class Prober:
@@ -78,27 +82,24 @@ class Prober:
         wake = self._wake[replica.id]
         while True:
             try:
-                if wake.is_set() or loop.time() >= next_health or replica.health is not Health.UP:
+                if wake.is_set() or loop.time() >= next_health:
                     wake.clear()
                     await self._probe(replica, session)
                     failed = 0
                     next_health = loop.time() + self._interval
                 if loop.time() >= next_load:
-                    await self._read_load(replica, session)
                     next_load = loop.time() + self._load_interval
+                    await self._read_load(replica, session)
             except EngineError as error:
                 failed += 1
                 self._failed(replica, failed, str(error))
-                next_health = loop.time() + min(self._interval, 1.0)
+                next_health = loop.time() + min(self._interval, RETRY_S)
             except Exception:
                 log.exception("probing replica %s", replica.id)
                 next_health = loop.time() + self._interval
-            pause = max(0.01, min(next_health, max(next_load, loop.time() + 0.05)) - loop.time())
-            try:
-                async with asyncio.timeout(pause):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(next_health, next_load) - loop.time())):
                     await wake.wait()
-            except TimeoutError:
-                pass
 
     async def _probe(self, replica: Replica, session: aiohttp.ClientSession) -> None:
         if replica.info is None or replica.health is not Health.UP:
@@ -121,7 +122,7 @@ class Prober:
 
     def _failed(self, replica: Replica, failed: int, reason: str) -> None:
         if replica.health is Health.NEW:
-            if reason != replica.reason:
+            if failed == 1:
                 log.warning("replica %s can't be used yet: %s", replica.id, reason)
             replica.reason = reason
         elif replica.health is Health.UP and failed >= self._failures and replica.mark(Health.DOWN, reason):

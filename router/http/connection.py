@@ -198,7 +198,6 @@ class ServerConnection(asyncio.Protocol):
             self._next()
         else:
             self._close()
-        self._server.check_idle()
 
     def _leave(self) -> None:
         if self._response is not None:

@@ -90,8 +90,8 @@ class HttpServer:
             await asyncio.sleep(0.001)
 
     def check_idle(self) -> None:
-        """Called by connections when a request or a connection ended."""
-        if self._idle is not None and not any(connection.running for connection in self.connections):
+        """Called by a connection that ended. A drained one ends only after its last bytes went out."""
+        if self._idle is not None and not self.connections:
             self._idle.set()
 
     def _sweep(self) -> None:

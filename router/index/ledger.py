@@ -11,7 +11,7 @@ block remembers its own key(s), because a removal names nothing but the engine's
 * Of a hybrid model only full-attention groups are indexed: an upper bound of what the engine can reuse.
 * What cannot be placed (parent unknown, blocks masked out) is skipped and counted: cold, never stale.
 
-Memory: about 200 bytes a block of equal size. Not thread-safe.
+Memory: about 150 bytes a block of equal size (measured; tests/bench/bench_index.py). Not thread-safe.
 
 Example:
     >>> ledger = CacheLedger("llama", 16)

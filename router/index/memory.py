@@ -164,11 +164,11 @@ class MemoryIndex:
                 else:
                     shard[key] = mask ^ bit
 
-    def sweep(self, budget: int = 8192) -> bool:
+    def sweep(self, budget: int = 4096) -> bool:
         """Wipe up to about `budget` entries' worth of removed replicas; True while there is more to do.
 
-        Call it from time to time off the request path; 8192 entries take 1-2 ms. Its unit is a shard (about 4096
-        entries when full, more above 16 M blocks).
+        Call it from time to time off the request path; 4096 entries take about 1 ms. Its unit is a shard (2048 to
+        4096 entries when full, more above 16 M blocks).
         """
         if not self._sweeping:
             self._sweeping, self._cursor = self._dirty, 0

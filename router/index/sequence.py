@@ -56,7 +56,8 @@ more, which would look like a restart."""
 class Sequencer:
     """One rank's stream. Call what happened; carry out the actions returned, in order.
 
-    `max_held` bounds the live batches kept while a replay runs; those beyond are dropped and show as a gap later.
+    `max_held` bounds the live batches kept while a replay runs; those beyond are dropped, and
+    asked for when it ends.
     """
 
     def __init__(self, *, can_replay: bool, max_held: int = REMEMBERED) -> None:
@@ -67,6 +68,7 @@ class Sequencer:
         self.replaying = False
         self.gaps = 0
         self._first = 0
+        self._missed = -1
         self._connected_before = False
         self._digests: dict[int, int] = {}
         self._held: deque[tuple[int, bytes]] = deque()
@@ -77,6 +79,7 @@ class Sequencer:
         """The transport (re)connected: call before feeding any message of the new connection."""
         again, self._connected_before = self._connected_before, True
         self._held.clear()
+        self._missed = -1
         if self.can_replay:
             return self._replay()
         return self._forget("reconnected, and no replay to prove that nothing was missed") if again else []
@@ -86,6 +89,8 @@ class Sequencer:
         if self.replaying:
             if len(self._held) < self.max_held:
                 self._held.append((seq, payload))
+            else:
+                self._missed = seq
             return []
         if seq == self.last + 1 or (self.last < 0 and not self.can_replay):
             return [self._take(seq, payload)]
@@ -137,7 +142,7 @@ class Sequencer:
         self.replaying = False
         actions = self._forget("no answer to the replay request") if self._verify else []
         self._verify = False
-        return actions + self._release(again=False)
+        return actions + self._release(again=False, failed=True)
 
     def _replay(self) -> list[Action]:
         self.replaying, self._progress, self._verify = True, False, self.last >= 0
@@ -158,7 +163,7 @@ class Sequencer:
         self._digests.pop(seq - REMEMBERED, None)
         return Apply(seq, payload)
 
-    def _release(self, *, again: bool) -> list[Action]:
+    def _release(self, *, again: bool, failed: bool = False) -> list[Action]:
         """Feed what was held. `again`: a hole may be asked for once more (only after progress, so this ends)."""
         actions: list[Action] = []
         while self._held and not self.replaying:
@@ -171,4 +176,11 @@ class Sequencer:
             held, self._held = self._held, deque()
             actions += self.on_live(seq, payload)
             self._held += held
+        if self._missed > self.last and not self.replaying:
+            if self._progress and not failed:
+                actions += self._replay()
+            else:
+                actions += self._forget("more live batches than can be held during a replay")
+        if not self.replaying:
+            self._missed = -1
         return actions

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
+from router.prompt.pipelines import apply_class
 from router.prompt.template import ChatTemplate, Messages, TemplateError, Tools
 from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
 
@@ -126,6 +127,7 @@ def load_model(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     chat_template: str | None = None,
+    tokenizer_class: str | None = None,
     cache: SegmentCache | None = None,
     max_chars: int = 1 << 24,
     max_seconds: float = 2.0,
@@ -133,6 +135,7 @@ def load_model(
     """Loads from a local directory, or else from the hub by id (blocking: run it off the event loop).
 
     `chat_template`: source text that replaces the model's own templates, as an engine's `--chat-template` does.
+    `tokenizer_class`: the transformers class whose pipeline an engine puts in the file's place (see `pipelines`).
     `cache`: the segment cache; models with the same tokenizer may share one, different ones must not.
     Raises ModelFilesError.
     """
@@ -141,6 +144,11 @@ def load_model(
         directory = _download(str(source), revision, token, cache_dir)
     config = _read_json(directory / "tokenizer_config.json")
     tokenizer = _load_tokenizer(directory, config)
+    if tokenizer_class is not None:
+        try:
+            apply_class(tokenizer, tokenizer_class)
+        except ValueError as error:
+            raise ModelFilesError(f"{directory}: {error}") from error
     templates = {"default": chat_template} if chat_template is not None else _templates(directory, config)
     segments = SegmentTokenizer(tokenizer, cache=cache)
     own_encoder = _OWN_ENCODERS.get(str(_read_json(directory / "config.json").get("model_type")))

@@ -14,26 +14,28 @@ class Prefix:
     """Least predicted work before this request's first token, in uncached prefill tokens.
 
         cost = uncached prompt tokens already queued there
-             + uncached tokens of this prompt
+             + recompute_weight x uncached tokens of this prompt
              + decode_cost x sequences running there
 
     All three are what the newcomer waits for: the engine computes queued prompts first, then ours, and every running
-    sequence takes its share of each step. One currency means no thresholds: a replica that holds the prompt is left
-    exactly when its queue is longer than what recomputing elsewhere costs. Equal costs go to the least recently
-    chosen replica.
+    sequence takes its share of each step. Recomputing weighs more than waiting because it also delays whoever comes
+    next. One currency means no thresholds: a replica that holds the prompt is left when its queue is longer than
+    what recomputing elsewhere costs. Equal costs go to the least recently chosen replica.
 
     Use it for agents and chats, whose prompts grow. It is the default.
     """
 
     name = "prefix"
 
-    def __init__(self, decode_cost: float = 64.0) -> None:
+    def __init__(self, recompute_weight: float = 1.5, decode_cost: float = 64.0) -> None:
+        self._recompute_weight = recompute_weight
         self._decode_cost = decode_cost
 
     def cost(self, ask: Ask, candidate: Candidate) -> float:
         """The predicted work, in tokens."""
         load = candidate.replica.load
-        return load.pending_prefill + ask.prompt_tokens - candidate.cached(ask) + self._decode_cost * load.running
+        uncached = ask.prompt_tokens - candidate.cached(ask)
+        return load.pending_prefill + self._recompute_weight * uncached + self._decode_cost * load.running
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""

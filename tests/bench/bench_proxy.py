@@ -177,7 +177,9 @@ async def load(port: int, request: bytes, last: bytes, connections: int, seconds
 
 def post(path: bytes, size: int) -> bytes:
     body = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * (size - 55) + b'"}]}'
-    headers = b"Host: a\r\nContent-Type: application/json\r\nAccept: */*\r\nAuthorization: Bearer x\r\nUser-Agent: bench\r\n"
+    headers = (
+        b"Host: a\r\nContent-Type: application/json\r\nAccept: */*\r\nAuthorization: Bearer x\r\nUser-Agent: bench\r\n"
+    )
     return b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (path, headers, len(body), body)
 
 

@@ -123,7 +123,8 @@ async def test_pipelined_requests_are_served_in_order_one_at_a_time(start: Start
 async def test_requests_in_pieces_and_a_fault_after_good_ones(start: Start) -> None:
     server = await start()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    data = b"POST /p?q=%20 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /2 HTTP/1.1\r\nHost: a\r\n\r\nrubbish\r\n\r\n"
+    data = b"POST /p?q=%20 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+    data += b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\nrubbish\r\n\r\n"
     for n in range(len(data)):
         writer.write(data[n : n + 1])
         await writer.drain()
@@ -235,6 +236,43 @@ async def test_drain_finishes_running_requests_and_closes_idle_ones(start: Start
         assert await draining is True
         assert (await busy).startswith(b"HTTP/1.1 200")
     idle.close()
+
+
+async def test_drain_delivers_a_large_answer_to_a_slow_client(start: Start) -> None:
+    begun = asyncio.Event()
+
+    async def large(request: Request, response: Response) -> None:
+        begun.set()
+        response.send(200, [], b"x" * 20_000_000)
+
+    server = await start(large)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    async with asyncio.timeout(10):
+        await begun.wait()
+        draining = asyncio.create_task(server.drain(8))
+        got = 0
+        while data := await reader.read(1 << 20):
+            got += len(data)
+            await asyncio.sleep(0)
+        assert await draining is True
+    writer.close()
+    assert got > 20_000_000
+
+
+async def test_drain_cuts_what_outlives_the_grace(start: Start) -> None:
+    begun = asyncio.Event()
+
+    async def forever(request: Request, response: Response) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    server = await start(forever)
+    client = asyncio.create_task(talk(server.port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
+    async with asyncio.timeout(5):
+        await begun.wait()
+        assert await server.drain(0.05) is False
+    await asyncio.gather(client, return_exceptions=True)
 
 
 async def test_connection_limit(start: Start) -> None:

@@ -131,7 +131,9 @@ def test_holds_what_the_engine_holds(page: int, counts: bool, seed: int, steps: 
                 prompt = chance.choice(PROMPTS)
                 last = len(prompt) // page
                 first = chance.choice([0, 0, chance.randrange(last)])
-                event = engine.store(prompt, first, chance.randint(1, last - first), chance.choice([*Tier, Tier.DEVICE]))
+                event = engine.store(
+                    prompt, first, chance.randint(1, last - first), chance.choice([*Tier, Tier.DEVICE])
+                )
                 events += [event] if event else []
             elif step == "remove":
                 events += engine.remove(chance, chance.randint(1, 20))
@@ -143,7 +145,9 @@ def test_holds_what_the_engine_holds(page: int, counts: bool, seed: int, steps: 
             assert mirror.held[tier] == engine.truth(tier)
         snapshot = ledger.snapshot()
         assert snapshot.cleared
-        assert {tier: set(keys) for tier, keys in snapshot.stored.items()} == {t: k for t, k in mirror.held.items() if k}
+        assert {tier: set(keys) for tier, keys in snapshot.stored.items()} == {
+            t: k for t, k in mirror.held.items() if k
+        }
         assert ledger.live_blocks == sum(map(len, mirror.held.values()))
     assert (ledger.orphans, ledger.skipped, ledger.unknown_removals) == (0, 0, 0)
     engine.copies.clear()
@@ -224,7 +228,10 @@ def test_salt_and_lora_make_other_roots() -> None:
         ledger = CacheLedger("m", B)
         delta = ledger.apply(batch(stored([1, 2], None, tokens, extra_keys=extra, lora_name=lora)))
         model = lora or "m"
-        assert delta.stored[Tier.DEVICE] == [key_of(first, salt=salt, model=model), key_of(second, salt=salt, model=model)]
+        assert delta.stored[Tier.DEVICE] == [
+            key_of(first, salt=salt, model=model),
+            key_of(second, salt=salt, model=model),
+        ]
     ledger = CacheLedger("m", B, counts_copies=False)
     delta = ledger.apply(batch(stored([1], None, first, salt="t"), stored([2], 1, tokens[16:], salt="t")))
     assert delta.stored[Tier.DEVICE] == [key_of(first, salt="t"), key_of(second, salt="t")]

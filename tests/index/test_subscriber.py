@@ -166,7 +166,7 @@ async def test_a_silent_replay_endpoint_is_given_up(publishers: Make, live: str,
 
 
 async def test_an_engine_that_connects(publishers: Make, live: str) -> None:
-    async with following(live, None, bind=True) as (subscriber, index):
+    async with following(live, None, bind=True) as (_subscriber, index):
         publisher = publishers(live, None, connect=True)
         await publisher.subscribed()
         publisher.publish(stored(1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import socket
 
 import pytest
@@ -15,7 +17,10 @@ from router.proxy.retry import RetryPolicy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Engine: e\r\n\r\nok"
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":8}}}\n\n'
+USAGE = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2,'
+    b'"prompt_tokens_details":{"cached_tokens":8}}}\n\n'
+)
 
 
 async def ok(raw, request, number):
@@ -46,7 +51,8 @@ async def test_bytes_reach_the_replica_unchanged(upstream, route):
         b"Accept-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     ]
     assert answer == (
-        b"HTTP/1.1 200 OK\r\nX-Engine: e\r\nx-prefix-router-replica: r0\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+        b"HTTP/1.1 200 OK\r\nX-Engine: e\r\nx-prefix-router-replica: r0\r\n"
+        b"content-length: 2\r\nconnection: close\r\n\r\nok"
     )
 
 
@@ -54,7 +60,8 @@ async def test_chunked_upload_goes_out_with_content_length(upstream, route):
     up = await upstream(ok)
     router = await route(up)
     await router.talk(
-        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
     )
     assert up.requests == [b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 4\r\n\r\nabcd"]
 
@@ -171,16 +178,19 @@ async def test_no_replica(route):
 
 async def test_total_deadline(upstream, route):
     ups = [await upstream(hang) for _ in range(3)]
-    router = await route(
-        *ups, limits=UpstreamLimits(keepalive_s=0.1), policy=RetryPolicy(total_s=0.15, max_timeouts=5)
-    )
+    router = await route(*ups, limits=UpstreamLimits(keepalive_s=0.1), policy=RetryPolicy(total_s=0.15, max_timeouts=5))
     async with asyncio.timeout(3):
         assert (await router.post()).startswith(b"HTTP/1.1 504 ")
     assert sum(len(up.requests) for up in ups) == 1
 
 
 async def test_stream_passes_byte_for_byte_with_usage(upstream, route):
-    events = [b": ping\n\n", b'data: {"choices":[{"delta":{"content":"\\"usage\\":{1}"}}]}\n\n', USAGE, b"data: [DONE]\n\n"]
+    events = [
+        b": ping\n\n",
+        b'data: {"choices":[{"delta":{"content":"\\"usage\\":{1}"}}]}\n\n',
+        USAGE,
+        b"data: [DONE]\n\n",
+    ]
 
     async def script(raw, request, number):
         await raw.send(SSE)
@@ -393,3 +403,26 @@ async def test_two_thousand_streams_at_once(upstream, route):
         answers = await asyncio.gather(*(one() for _ in range(2000)))
     assert all(answer.endswith(b"data: [DONE]\n\n\r\n" + LAST_CHUNK) for answer in answers)
     assert not router.pool.busy
+
+
+async def test_fuzzed_answers_never_hang_or_crash_the_router(upstream, route):
+    rng = random.Random(11)
+    seeds = [OK, SSE + chunk(b"data: 1\n\n") + chunk(USAGE) + LAST_CHUNK, b"HTTP/1.1 103 E\r\n\r\n" + OK]
+    parts = [b"\r\n", b"\n", b"\0", b":", b"chunked", b"ffffffff", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"\xff"]
+
+    async def script(raw, request, number):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.randint(0, 4)] = rng.choice(parts)
+        await raw.send(bytes(data))
+        raw.writer.close()
+
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    up = await upstream(script)
+    router = await route(up, limits=UpstreamLimits(first_byte_timeout_s=0.5, idle_timeout_s=0.5))
+    for _ in range(int(os.environ.get("PREFIX_ROUTER_FUZZ", "300")) // 50):
+        for answer in await asyncio.gather(*(router.post() for _ in range(50)), return_exceptions=True):
+            assert isinstance(answer, ConnectionError) or not answer.startswith(b"HTTP/1.1 500 Internal"), answer
+    assert not faults and all(outcome.error != "internal" for outcome in router.outcomes)

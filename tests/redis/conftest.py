@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from router.index.redis.connect import connect
 from router.index.redis.layout import Layout
 from router.index.redis.store import Store

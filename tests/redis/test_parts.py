@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import exceptions as redis_errors
+
 from router.index.redis.direct import Walk
 from router.index.redis.health import Health, LayoutError, Trouble, reason
 from router.index.redis.layout import Layout

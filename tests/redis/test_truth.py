@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from router.index.memory import MemoryIndex
 from router.index.redis.connect import connect
 from router.index.redis.direct import RedisDirectIndex
@@ -138,7 +139,7 @@ async def test_what_a_replica_leaves_behind_is_swept_to_the_last_key(
 async def test_layout_versions_do_not_mix(store: Store, layout: Layout, running: Start) -> None:
     await store.execute("HSET", layout.head, "v", "2")
     registry = Registry(store, layout)
-    with pytest.raises(Exception, match="layout 2.*upgrade"):
+    with pytest.raises(Exception, match=r"layout 2.*upgrade"):
         await registry.refresh()
     agent = Agent("a", store, layout, running)
     while not agent.writer.status().trouble:

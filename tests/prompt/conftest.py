@@ -1,0 +1,34 @@
+"""Models for the prompt tests: the tiny recorded one, and real tokenizers where they were downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from router.prompt.model import ChatModel, load_model
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "replica" / "simulator" / "model"
+TEMPLATE = (Path(__file__).parent / "templates" / "chatml.jinja").read_text()
+REAL = ("qwen3", "llama3_1", "deepseek_v3", "gptoss", "llama2")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ChatModel:
+    """The recorded engines' model: the simulator's tokenizer, which is the same file, with their plain template."""
+    return load_model(MODEL, chat_template=TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def tiny_vllm() -> ChatModel:
+    """The same as the recorded vLLM loaded it (see router.prompt.pipelines)."""
+    return load_model(MODEL, chat_template=TEMPLATE, tokenizer_class="Qwen2Tokenizer")
+
+
+@pytest.fixture(scope="session", params=REAL)
+def real_directory(request: pytest.FixtureRequest) -> Path:
+    directory = ROOT / ".cache" / "tokenizers" / str(request.param)
+    if not (directory / "tokenizer.json").is_file():
+        pytest.skip(f"{request.param}: not downloaded; run: python tests/prompt/fetch_tokenizers.py")
+    return directory

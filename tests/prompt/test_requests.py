@@ -1,0 +1,130 @@
+"""Parsing: what is understood, and that nothing but BadRequest ever comes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.blocks import pack
+from router.prompt.requests import BadRequest, Endpoint, parse_request
+
+CHAT = "/v1/chat/completions"
+
+
+def chat(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "part"),
+    [
+        (b"", None, "JSON"),
+        (b'{"model": "m", "messages": [}', None, "byte 27"),
+        (b"[1]", None, "an array"),
+        (b'{"model": "\xff"}', None, "JSON"),
+        (b'{"a": NaN}', None, "JSON"),
+        (b"[" * 100_000, None, "deep"),
+        (b'{"messages": []', None, "JSON"),
+        (b"{}", "messages", "array"),
+        (b'{"messages": "x"}', "messages", "a string"),
+        (b'{"messages": [1]}', "messages[0]", "object"),
+        (b'{"messages": [{"content": "x"}]}', "messages[0].role", "string"),
+        (chat(model=7), "model", "a number"),
+        (chat(model=""), "model", "empty"),
+        (chat(stream="maybe"), "stream", "boolean"),
+        (chat(stream=[]), "stream", "boolean"),
+        (chat(max_tokens={}), "max_tokens", "integer"),
+        (chat(n="two"), "n", "integer"),
+        (chat(cache_salt=1), "cache_salt", "string"),
+    ],
+)
+def test_bad_chat_requests(body: bytes, param: str | None, part: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request(CHAT, body)
+    assert caught.value.param == param
+    assert part in caught.value.message
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("prompt", [None, 1, {}, [], [{}], [1, "a"], [-1], [1 << 32], [[1.5]], ["a", None]])
+def test_bad_prompts(prompt: Any) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request("/v1/completions", json.dumps({"prompt": prompt}).encode())
+    assert (caught.value.param or "").startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], (pack([1, 2]),)),
+        ([[1], [2, 3]], (pack([1]), pack([2, 3]))),
+    ],
+)
+def test_prompts(prompt: Any, expected: tuple[str | bytes, ...]) -> None:
+    assert parse_request("/v1/completions?x=1", json.dumps({"prompt": prompt}).encode()).prompts == expected
+
+
+def test_fields_are_read_leniently() -> None:
+    session = {"user": "u", "prompt_cache_key": "k", "vllm_xargs": {"session_id": "s", "agentic_context": {"b": 1}}}
+    request = parse_request(
+        CHAT, chat(stream="true", max_tokens="12", n=2.0, cache_salt="a", extra_key="b", unknown=[1], **session)
+    )
+    assert (request.endpoint, request.model, request.stream) == (Endpoint.CHAT, "m", True)
+    assert (request.max_tokens, request.n, request.salt) == (12, 2, "ab")
+    assert (request.session.user, request.session.prompt_cache_key) == ("u", "k")
+    assert (request.session.session_id, request.session.agentic_context) == ("s", '{"b":1}')
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        (CHAT, chat(max_completion_tokens=3, max_tokens=9), 3),
+        ("/v1/responses", b'{"input": "x", "max_output_tokens": 4}', 4),
+        ("/generate", b'{"text": "x", "sampling_params": {"max_new_tokens": 5}}', 5),
+        ("/generate", b'{"inputs": "x", "parameters": {"max_new_tokens": 6}}', 6),
+        ("/v1/messages", chat(max_tokens=7), 7),
+    ],
+)
+def test_max_tokens(path: str, body: bytes, tokens: int) -> None:
+    assert parse_request(path, body).max_tokens == tokens
+
+
+def test_other_paths_take_any_body() -> None:
+    for body in (b"", b"\x00binary", b"[]", b'{"model": 5}'):
+        assert parse_request("/v1/audio/transcriptions", body).endpoint is Endpoint.OTHER
+    assert parse_request("/tokenize", b'{"model": "m"}').model == "m"
+
+
+PATHS = [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/score", "/rerank", "/generate"]
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = ["model", "messages", "prompt", "input", "stream", "max_tokens", "n", "cache_salt", "text", "metadata"]
+NAMES += ["session_params", "sampling_params", "vllm_xargs", "input_ids", "inputs", "parameters"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(path=st.sampled_from([*PATHS, "/other"]), body=st.binary(max_size=60) | st.text().map(str.encode))
+def test_any_bytes(path: str, body: bytes) -> None:
+    _only_bad_request(path, body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(path=st.sampled_from(PATHS), fields=st.dictionaries(st.sampled_from(NAMES), values, max_size=6))
+def test_any_fields(path: str, fields: dict[str, Any]) -> None:
+    _only_bad_request(path, json.dumps(fields).encode())
+
+
+def _only_bad_request(path: str, body: bytes) -> None:
+    try:
+        parse_request(path, body)
+    except BadRequest as bad:
+        assert bad.message

@@ -1,0 +1,283 @@
+"""The stage as a whole: exact where it can be, approximate and saying so where not, and cheap for what grows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.blocks import chain, pack, root, unpack
+from router.prompt.chains import ChainCache
+from router.prompt.model import ChatModel, ModelFilesError, load_model
+from router.prompt.requests import ApiRequest, parse_request
+from router.prompt.stage import ModelSpec, Prompt, PromptStage, UnknownModel
+from router.prompt.template import ChatTemplate, TemplateError
+
+CHAT = "/v1/chat/completions"
+
+
+def request(path: str = CHAT, **fields: Any) -> ApiRequest:
+    if path == CHAT:
+        fields.setdefault("messages", [{"role": "user", "content": "hello there " * 20}])
+    return parse_request(path, json.dumps({"model": "m", **fields}).encode())
+
+
+async def prepared(spec: ModelSpec, asked: ApiRequest, **options: Any) -> Prompt:
+    stage = PromptStage({"m": spec})
+    try:
+        return await stage.prepare(asked, **options)
+    finally:
+        stage.close()
+
+
+async def test_chain_is_the_ids_chain(tiny: ChatModel) -> None:
+    prompt = await prepared(ModelSpec("real-name", tiny), request(cache_salt="s"))
+    assert prompt.exact
+    assert prompt.ids is not None
+    start = root("real-name", block_size=16, salt="s")
+    assert prompt.chain == chain(start, prompt.ids, 16)
+    assert prompt.tokens == len(unpack(prompt.ids))
+    assert prompt.hittable_blocks == (prompt.tokens - 1) // 16
+
+
+async def test_namespaces_share_nothing(tiny: ChatModel) -> None:
+    spec = ModelSpec("m", tiny)
+    asked = [(spec, {}, ""), (spec, {"cache_salt": "a"}, ""), (spec, {}, "a"), (replace(spec, name="lora"), {}, "")]
+    asked += [(replace(spec, block_size=32), {}, ""), (replace(spec, model=None), {}, "")]
+    chains = [(await prepared(one, request(**fields), tenant=tenant)).chain for one, fields, tenant in asked]
+    assert len({hashed for one in chains for hashed in one}) == sum(len(one) for one in chains)
+
+
+async def test_unknown_model_is_refused(tiny: ChatModel) -> None:
+    stage = PromptStage({"m": ModelSpec("m", tiny)})
+    for body in (b'{"model": "other", "messages": []}', b'{"messages": []}'):
+        with pytest.raises(UnknownModel):
+            await stage.prepare(parse_request(CHAT, body))
+    stage.close()
+
+
+async def test_lists_of_prompts(tiny: ChatModel) -> None:
+    spec = ModelSpec("m", tiny)
+    texts = ["one text " * 30, "another"]
+    both = await prepared(spec, request("/v1/completions", prompt=texts))
+    first, second = [await prepared(spec, request("/v1/completions", prompt=text)) for text in texts]
+    assert (both.chain, both.ids) == (first.chain, first.ids)
+    assert both.tokens == first.tokens + second.tokens
+    ids = await prepared(spec, request("/v1/completions", prompt=[[5, 6], [7]]))
+    assert (ids.ids, ids.tokens) == (pack([5, 6]), 3)
+
+
+async def test_routes_with_the_same_prompt_agree(tiny: ChatModel) -> None:
+    spec = ModelSpec("m", tiny)
+    messages = [{"role": "user", "content": "hi"}]
+    chat = await prepared(spec, request(messages=messages))
+    for path, fields in [("/v1/messages", {"messages": messages}), ("/v1/responses", {"input": "hi"})]:
+        assert (await prepared(spec, request(path, **fields))).ids == chat.ids
+    text = tiny.render(messages)
+    for path, name in [("/generate", "text"), ("/v1/completions", "prompt"), ("/v1/embeddings", "input")]:
+        assert (await prepared(spec, request(path, **{name: text}))).ids == chat.ids
+    assert chat.ids is not None
+    sent = {"kv_transfer_params": {"prompt_token_ids": [1, 2, 3]}}
+    assert (await prepared(spec, request(**sent))).ids == pack([1, 2, 3])
+    assert (await prepared(spec, request(input_ids=[4]), engine="sglang")).ids == pack([4])
+
+
+async def test_sglang_continuation_follows_the_generation_prompt(tiny: ChatModel) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}]
+    asked = request(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    prompt = await prepared(ModelSpec("m", tiny), asked, engine="sglang")
+    assert prompt.ids == tiny.encode(tiny.render(messages[:1])) + tiny.encode("I am")
+    vllm = await prepared(ModelSpec("m", tiny), asked)
+    assert vllm.ids == tiny.encode("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nI am")
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4000}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "reason"),
+    [
+        (CHAT, {"chat_template": "x"}, "request-chat-template"),
+        (CHAT, {"messages": [{"role": "user", "content": [IMAGE]}]}, "multimodal"),
+        (CHAT, {"truncate_prompt_tokens": 5}, "left-truncation"),
+        (CHAT, {"messages": []}, None),
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "lone-surrogate"),
+        (CHAT, {"tools": 5}, "tools"),
+        ("/v1/responses", {"input": "x", "previous_response_id": "r"}, "stored-response"),
+        ("/score", {"text_1": "a", "text_2": "b" * 100}, "unsupported-endpoint"),
+        ("/rerank", {"query": "a", "documents": ["b" * 100]}, "unsupported-endpoint"),
+    ],
+)
+async def test_approximate_says_why(tiny: ChatModel, path: str, fields: dict[str, Any], reason: str | None) -> None:
+    try:
+        asked = request(path, **fields)
+    except Exception as error:  # msgspec refuses lone surrogates before we see them
+        assert reason == "lone-surrogate", error
+        return
+    prompt = await prepared(ModelSpec("m", tiny), asked)
+    assert prompt.reason == reason
+    assert prompt.exact == (reason is None)
+    assert prompt.ids is None or prompt.exact
+
+
+async def test_truncation_that_changes_nothing_is_exact(tiny: ChatModel) -> None:
+    spec = ModelSpec("m", tiny, max_model_len=1000)
+    full = await prepared(spec, request())
+    for fields in ({"truncate_prompt_tokens": 900}, {"truncate_prompt_tokens": -1}):
+        assert (await prepared(spec, request(**fields))).ids == full.ids
+    assert full.ids is not None
+    right = await prepared(spec, request(truncate_prompt_tokens=20, truncation_side="right"))
+    assert (right.ids, right.exact) == (full.ids[:80], True)
+
+
+async def test_approximate_chains_grow_and_tell_images_apart() -> None:
+    spec = ModelSpec("m", None)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x" * 3000}]
+    one = await prepared(spec, request(messages=messages))
+    more = await prepared(spec, request(messages=[*messages, {"role": "assistant", "content": "y" * 3000}]))
+    assert (one.exact, one.reason) == (False, "no-model-files")
+    assert one.chain[:-1] == more.chain[: len(one.chain) - 1]
+    assert len(more.chain) > len(one.chain) > 40
+
+    def image(data: str) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data * 900}}, "t" * 200]}
+            ]
+        }
+
+    chains = [(await prepared(spec, request(**image(data)))).chain for data in "aab"]
+    assert chains[0] == chains[1] != chains[2]
+    assert len(chains[0]) < 10
+
+
+async def test_the_engines_own_answer_is_used_where_ours_is_not_known(tiny: ChatModel) -> None:
+    reasons = []
+
+    async def ask(asked: ApiRequest, spec: ModelSpec, reason: str) -> bytes | None:
+        reasons.append(reason)
+        return pack(range(40))
+
+    stage = PromptStage({"m": ModelSpec("m", tiny, inexact="harmony")}, engine_ids=ask)
+    prompt = await stage.prepare(request())
+    assert (prompt.exact, prompt.ids, reasons) == (True, pack(range(40)), ["harmony"])
+    stage.close()
+
+
+async def test_long_new_texts_leave_the_loop_free(tiny: ChatModel) -> None:
+    stage = PromptStage({"m": ModelSpec("m", tiny)})
+    text = "".join(f"line {i} of something new\n" for i in range(8000))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    prompt = await stage.prepare(request(messages=[{"role": "user", "content": text}]))
+    task.cancel()
+    assert turns > 10
+    assert prompt.chain == chain(root("m", block_size=16), prompt.ids or b"", 16)
+    stage.close()
+
+
+bodies = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 99) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "function", "name", "arguments", "id", "content"]), inner, max_size=4
+        )
+    ),
+    max_leaves=10,
+)
+FIELDS = ["content", "tool_calls", "name", "reasoning", "tool_call_id", "tools"]
+KEYS = [
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    "system",
+    "documents",
+    "reasoning_effort",
+    "instructions",
+    "input",
+]
+KEYS += ["continue_final_message", "add_generation_prompt", "truncate_prompt_tokens", "kv_transfer_params", "input_ids"]
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    path=st.sampled_from([CHAT, "/v1/messages", "/v1/responses", "/rerank"]),
+    engine=st.sampled_from(["vllm", "sglang", "tgi"]),
+    messages=st.lists(st.dictionaries(st.sampled_from(FIELDS), bodies, max_size=3), max_size=3),
+    fields=st.dictionaries(st.sampled_from(KEYS), bodies, max_size=3),
+    role=st.sampled_from(["user", "assistant", "system", "tool", "developer"]),
+)
+def test_any_request_gets_a_prompt(
+    tiny: ChatModel, path: str, engine: str, messages: list[dict[str, Any]], fields: dict[str, Any], role: str
+) -> None:
+    asked = request(path, messages=[{**message, "role": role} for message in messages], **fields)
+    prompt = asyncio.run(prepared(ModelSpec("m", tiny), asked, engine=engine))
+    assert prompt.exact == (prompt.reason is None)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=700), st.lists(st.integers(0, 3), max_size=700), st.integers(1, 5))
+def test_incremental_chain_is_the_fresh_chain(first: list[int], second: list[int], block_size: int) -> None:
+    cache = ChainCache(max_chunks=3)
+    for ids in (first, first + second, second, first + second):
+        packed = pack(ids)
+        hashes: list[int] = []
+        while cache.extend(7, packed, block_size, hashes, 64):
+            pass
+        assert hashes == chain(7, packed, block_size) == cache.chain(7, packed, block_size)
+    assert len(cache) <= 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10**9 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = namespace() %}{% endfor %}{% endfor %}",
+        "{{ messages.__class__.__mro__ }}{{ ''.__class__.__bases__[0].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_templates_are_bounded_and_sandboxed(source: str) -> None:
+    with pytest.raises(TemplateError):
+        ChatTemplate(source, max_chars=10_000, max_seconds=0.2).render([])
+
+
+def test_model_files_errors_name_file_and_fix(tmp_path: Path) -> None:
+    with pytest.raises(ModelFilesError, match=r"tokenizer\.json: missing"):
+        load_model(tmp_path)
+    with pytest.raises(ModelFilesError, match="no such directory"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelFilesError, match="not a tokenizer"):
+        load_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ModelFilesError, match=r"tokenizer_config\.json: can't be read"):
+        load_model(tmp_path)
+
+
+def test_template_that_does_not_compile(tiny: ChatModel) -> None:
+    with pytest.raises(ModelFilesError, match="line 2"):
+        ChatModel(tiny.tokenizer, {"default": "\n{% if %}"}, {})
+
+
+def test_template_choice(tiny: ChatModel) -> None:
+    model = ChatModel(tiny.tokenizer, {"default": "d", "tool_use": "t"}, {})
+    assert (model.render([]), model.render([], [{"type": "function"}])) == ("d", "t")
+    with pytest.raises(TemplateError):
+        ChatModel(tiny.tokenizer, {}, {}).render([])
