@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A piece longer than this is cut again between lines, where the tokenizer's shape allows it. It bounds what is encoded
 # again when a piece without special tokens grows, and how long one piece keeps a thread busy (about 0.6 ms).
 PIECE_CHARS = 1024
-_BATCH_CHARS = 16 * 1024
+_BATCH_CHARS = 64 * 1024
 _ENTRY_BYTES = 240  # a str's and a bytes' header and the cache's own bookkeeping, measured
 _PROBES = ("a", "Hello, world 12", "x\ny")
 
@@ -158,7 +158,7 @@ class SegmentTokenizer:
         return Encoding(pieces, ids, missing, sum(len(pieces[index]) for index in missing), prefix, suffix)
 
     def fill(self, encoding: Encoding) -> None:
-        """Encodes what is missing. Releases the GIL while a batch (16 kB of text) is encoded."""
+        """Encodes what is missing. Releases the GIL while a batch (64 kB of text) is encoded."""
         batch: list[int] = []
         size = 0
         for index in encoding.missing:

@@ -97,7 +97,8 @@ async def growing(model: ChatModel, tokens: int) -> None:
         assert prompt.exact, prompt.reason
     print(
         f"  step at {length} tokens ({len(body) >> 10} kB, {len(messages)} messages): stage CPU median "
-        f"{statistics.median(cpu) * 1e3:.2f} ms, max {max(cpu) * 1e3:.2f} ms; of it parse {statistics.median(parts) * 1e3:.2f} ms"
+        f"{statistics.median(cpu) * 1e3:.2f} ms, max {max(cpu) * 1e3:.2f} ms, "
+        f"of it parse {statistics.median(parts) * 1e3:.2f} ms"
     )
     stage.close()
 
@@ -114,9 +115,8 @@ def ids_of_step(model: ChatModel) -> None:
     packed = fresh.encode(whole_text)
     step = time.perf_counter() - started
     assert len(packed) // TOKEN_BYTES == len(expected.ids)
-    print(
-        f"  ids at {len(expected.ids)} tokens: whole {whole * 1e3:.0f} ms, step {step * 1e3:.2f} ms = {step / whole:.1%}"
-    )
+    share = f"{step * 1e3:.2f} ms = {step / whole:.1%}"
+    print(f"  ids at {len(expected.ids)} tokens: whole {whole * 1e3:.0f} ms, step {share}")
 
 
 async def stalls(model: ChatModel) -> None:

@@ -85,7 +85,11 @@ class Stack:
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, str], Any]:
         """(status, headers, JSON) of one request."""
         async with self.client.post(self.url + path, json=body, headers=headers) as answer:
-            return answer.status, dict(answer.headers), await answer.json(content_type=None)
+            return (
+                answer.status,
+                {name.lower(): value for name, value in answer.headers.items()},
+                await answer.json(content_type=None),
+            )
 
     async def chat(self, messages: list[dict[str, Any]], **fields: Any) -> tuple[dict[str, str], Any]:
         """A chat completion that must succeed: (headers, JSON)."""

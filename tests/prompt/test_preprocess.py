@@ -202,12 +202,13 @@ def test_responses_to_chat() -> None:
             "string",
         ),
         (
-            "{% macro r(x) %}{% for p in x %}{% endfor %}{% endmacro %}{% for m in messages %}{{ r(m.content) }}{% endfor %}",
+            "{% macro r(x) %}{% for p in x %}{% endfor %}{% endmacro %}"
+            "{% for m in messages %}{{ r(m.content) }}{% endfor %}",
             "openai",
             "string",
         ),
         (
-            "{% set loop_messages = messages[1:] %}{% for y in loop_messages %}{% for p in y.content %}{% endfor %}{% endfor %}",
+            "{% set some = messages[1:] %}{% for y in some %}{% for p in y.content %}{% endfor %}{% endfor %}",
             "openai",
             "string",
         ),

@@ -23,7 +23,7 @@ def chat(**fields: Any) -> bytes:
     ("body", "param", "part"),
     [
         (b"", None, "JSON"),
-        (b'{"model": "m", "messages": [}', None, "byte 27"),
+        (b'{"model": "m", "messages": [}', None, "byte 28"),
         (b"[1]", None, "an array"),
         (b'{"model": "\xff"}', None, "JSON"),
         (b'{"a": NaN}', None, "JSON"),

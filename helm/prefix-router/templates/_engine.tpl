@@ -13,7 +13,7 @@ args:
   # Lets the router compare what it expected with what was cached.
   - --enable-prompt-tokens-details
   {{- if .events.enabled }}
-  - --kv-events-config={{ merge $events (dict "enable_kv_cache_events" true) | toJson }}
+  - {{ merge $events (dict "enable_kv_cache_events" true) | toJson | printf "--kv-events-config=%s" | quote }}
   {{- end }}
   {{- with .model.revision }}
   - --revision={{ . }}
@@ -43,7 +43,7 @@ args:
   # The default of 1 makes one event entry for every token.
   - --page-size={{ .blockSize }}
   {{- if .events.enabled }}
-  - --kv-events-config={{ $events | toJson }}
+  - {{ $events | toJson | printf "--kv-events-config=%s" | quote }}
   {{- end }}
   {{- with .model.revision }}
   - --revision={{ . }}
