@@ -145,6 +145,9 @@ class SimulatedServer:
         self.fault(**{name: getattr(Faults(), name) for name in Faults.__slots__})
 
     def _handle(self, request: Request, reply: Reply) -> None:
+        if not self.running:  # accepted by the kernel just before the process died
+            reply.reset()
+            return
         path = request.path
         if not path.startswith("/sim/"):
             self.requests.append(request)

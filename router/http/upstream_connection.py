@@ -86,6 +86,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.writelines((head, body))
         return waiter
 
+    def peek(self) -> bytes:
+        """The first piece of the body's payload, before `relay`; empty if there is none."""
+        return self._pending[0][1] if self._pending else b""
+
     def relay(self, sink: BodySink) -> asyncio.Future[None] | None:
         """Hand the body to sink as it comes. None: it is whole already; else a future of its end (or its failure)."""
         self._sink = sink

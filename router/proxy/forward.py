@@ -16,7 +16,7 @@ from router.http.upstream_head import Framing, ResponseHead
 from router.proxy.headers import request_head, response_headers
 from router.proxy.relay import Relay
 from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, final_answer
-from router.proxy.watch import ResponseWatcher, Usage
+from router.proxy.watch import ResponseWatcher, Usage, failed_before_first_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +218,9 @@ class _Forwarding:
             answer = await connection.send(self._request.method, head, self._request.body, timeout)
             attempt.status = answer.status
             self._plan.on_first_byte(target, answer.status, time.monotonic() - begun)
-            if self._state.may_retry_status(answer.status):
-                error = StatusFailure(f"answered {answer.status}", answer.status)
+            failure = self._failure(connection, answer)
+            if failure is not None:
+                error = StatusFailure(failure, answer.status)
                 following = self._plan.next_target(self._excluded, error)
                 if following is not None:
                     self._note(attempt, error)
@@ -230,6 +231,16 @@ class _Forwarding:
         except BaseException:
             connection.abort()
             raise
+
+    def _failure(self, connection: UpstreamConnection, answer: ResponseHead) -> str | None:
+        """Why this answer, of which the client has seen nothing, is worth another target; None if it is not."""
+        status = answer.status
+        if self._state.may_retry_status(status):
+            return f"answered {status}"
+        died = status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek())
+        if died and self._state.may_retry_failure():
+            return f"answered {status}" if status != 200 else "failed before its first token"
+        return None
 
     async def _answer(
         self, target: Target, attempt: Attempt, connection: UpstreamConnection, head: ResponseHead

@@ -21,8 +21,9 @@ class RetryPolicy:
     """Bounds of the retries of one request, all before the first byte of an answer went to the client.
 
     max_attempts: targets tried at most. retry_statuses: answers that another replica may better (503 is an engine's
-    full queue). max_lost: retries after a connection was lost while waiting: the request itself may have killed the
-    engine, and must not kill the fleet one by one. max_timeouts: retries after no first byte in time.
+    full queue). max_lost: retries after a connection was lost while waiting, or the engine failed (status 500, or an
+    error event before the first token): the request itself may have killed it, and must not kill the fleet one by one.
+    max_timeouts: retries after no first byte in time.
     total_s: no new try, and no waiting, beyond it.
     """
 
@@ -66,6 +67,13 @@ class RetryState:
     def may_retry_status(self, status: int) -> bool:
         """An answer of this status is worth another target. If there is none, it is passed on as it is."""
         return status in self._policy.retry_statuses and self.attempts < self._policy.max_attempts
+
+    def may_retry_failure(self) -> bool:
+        """The engine failed over this request (500) before its first token: worth another target within max_lost."""
+        if self._lost >= self._policy.max_lost or self.attempts >= self._policy.max_attempts:
+            return False
+        self._lost += 1
+        return True
 
     def after(self, error: UpstreamError) -> Verdict:
         """The verdict on a failed try of the present target."""

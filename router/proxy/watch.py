@@ -10,8 +10,14 @@ _FIELDS = re.compile(
     rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)":\s*(\d{1,12})'
 )
 _ERROR = re.compile(rb'(?:^|\n)data:\s*\{\s*(?:"error":\s*[{"]|"type":\s*"error")')
+_FAILED = re.compile(rb'\s*(?:event:\s*error\s+)?data:\s*\{\s*(?:"error":\s*[{"]|"type":\s*"error")')
 _WINDOW_BYTES = 4096
 _CARRY_BYTES = 64
+
+
+def failed_before_first_token(content_type: bytes, payload: bytes) -> bool:
+    """Whether a stream's first piece is an engine's error event: status 200, yet nothing was generated."""
+    return content_type[:17].lower() == b"text/event-stream" and _FAILED.match(payload) is not None
 
 
 @dataclass(frozen=True, slots=True)

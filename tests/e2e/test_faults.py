@@ -32,6 +32,7 @@ async def statuses(system, count: int, **fields: object) -> Counter[int]:
         {"close_before_head": 5},
         {"half_head": 5},
         {"status": 503, "status_times": 20},
+        {"status": 500, "status_times": 20},
     ],
 )
 async def test_a_failing_replica_fails_no_request(build, fault) -> None:
@@ -85,6 +86,17 @@ async def test_a_stream_cut_after_its_first_byte_ends_in_an_error_event_and_is_n
     await system.idle()
     async with system.client.get(system.admin_url + "/metrics") as page:
         assert 'prefix_router_broken_streams_total{replica="' in await page.text()
+
+
+async def test_an_engine_that_dies_before_its_first_token_is_replaced(build) -> None:
+    system = await build(replicas=2, settings={"routing.policy": "round_robin"})
+    system.fleet[0].fault(error_after_events=0)
+    for number in range(4):
+        async with system.client.post(
+            system.url + "/v1/chat/completions", json=ask(number) | {"stream": True}
+        ) as answer:
+            assert '"error"' not in await answer.text()
+    await system.idle()
 
 
 async def test_a_client_that_leaves_stops_the_work_on_the_replica(build) -> None:
