@@ -116,6 +116,8 @@ def _summary(fleet: SimulatedFleet) -> str:
     for replica in fleet:
         lines.append(f"  - url: {replica.url}")
         if config.publishes:
-            lines.append(f"    events: {replica.events_endpoint}")
-            lines.append(f"    replay: {replica.replay_endpoint}")
+            lines.append(
+                f'    events: {{endpoint: "{replica.events_endpoint}", replay_endpoint: "{replica.replay_endpoint}", '
+                f'topic: "{config.topic}"}}'
+            )
     return "\n".join(lines) + "\n\n"

@@ -1,4 +1,4 @@
-"""Lookups over 64 replicas, staleness from writer to mirror. Run: python tests/bench/bench_redis.py URL (an empty one)"""
+"""Lookups over 64 replicas, and staleness from writer to mirror. Run: python tests/bench/bench_redis.py URL."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def main(url, model, seconds):
             receipt = {key.lower(): value for key, value in answer.headers.items() if "prefix-router" in key.lower()}
             events = [line[5:].strip() for line in answer if line.startswith(b"data:")]
     except urllib.error.HTTPError as error:
-        raise SystemExit(f"the request was answered {error.code}: {error.read(500).decode('utf-8', 'replace')}") from None
+        raise SystemExit(
+            f"the request was answered {error.code}: {error.read(500).decode('utf-8', 'replace')}"
+        ) from None
     if not events or events[-1] != b"[DONE]":
         raise SystemExit(f"the stream did not end with [DONE] ({len(events)} events)")
     for event in events[:-1]:

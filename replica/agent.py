@@ -1,0 +1,167 @@
+"""Run beside one engine: follow its KV events, publish what its cache holds and how loaded it is.
+
+The agent asks the engine what it serves and where its events are, keeps the truth about its cache, and writes it to
+Redis for every router of the pool. A restarted engine's old blocks disappear at once; a lost agent's lease runs out
+within seconds. One agent serves all data-parallel ranks of its engine.
+
+examples:
+  prefix-router agent --engine-url http://127.0.0.1:8000 --redis-url redis://cache:6379
+  prefix-router agent --engine-url http://127.0.0.1:8000 --redis-url rediss://cache:6379 --pool llama \\
+      --redis-password-file /run/pw --replica-id "$POD_NAME" --advertise-url "http://$POD_IP:8000"
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import aiohttp
+import uvloop
+
+from replica.publication import Publication
+from router.engines import ENGINES, Engine, EngineError, EventSource, recognise
+from router.index.redis.connect import RedisConfigError, connect
+from router.index.redis.layout import Layout
+from router.index.redis.store import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ENGINE_RETRY_S = 1.0
+ENGINE_TIMEOUT_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--engine-url", required=True, metavar="URL", help="the engine beside this agent")
+    parser.add_argument(
+        "--redis-url", required=True, metavar="URL", help="redis://, rediss://, unix://, redis+sentinel://"
+    )
+    parser.add_argument("--redis-username")
+    parser.add_argument("--redis-password-file", metavar="FILE", help="or set PREFIX_ROUTER_REDIS_PASSWORD")
+    parser.add_argument("--redis-ca-file", metavar="FILE", help="CA certificate for rediss://")
+    parser.add_argument("--redis-cluster", action="store_true", help="the server is a cluster node")
+    parser.add_argument(
+        "--pool", default="default", help="index the replica belongs to; routers name the same (default)"
+    )
+    parser.add_argument("--replica-id", help="name in receipts and metrics (default: host:port of the advertised URL)")
+    parser.add_argument("--advertise-url", metavar="URL", help="where routers reach the engine (default: --engine-url)")
+    parser.add_argument(
+        "--engine", choices=["auto", *sorted(ENGINES)], default="auto", help="engine kind (default auto)"
+    )
+    parser.add_argument("--model", help="canonical model name (default: the first the engine lists)")
+    parser.add_argument(
+        "--block-size", type=int, help="canonical block size in tokens (default: the engine's, at least 16)"
+    )
+    parser.add_argument("--events-endpoint", metavar="ADDRESS", help="KV event socket (default: as the engine says)")
+    parser.add_argument("--replay-endpoint", metavar="ADDRESS", help="replay socket, with --events-endpoint")
+    parser.add_argument("--topic", default="", help="ZMQ topic prefix, with --events-endpoint")
+    parser.add_argument("--bind", action="store_true", help="bind --events-endpoint: the engine connects to it")
+    parser.add_argument("--interval-ms", type=int, default=250, help="time between load samples (default 250)")
+    parser.add_argument("--lease-s", type=float, default=3.0, help="lease without a renewal (default 3)")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish until told to stop; returns the exit status (3: another agent took the replica over)."""
+    logging.basicConfig(
+        level=args.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s"
+    )
+    if args.interval_ms < 20 or args.lease_s * 1000 < 2 * args.interval_ms:
+        sys.stderr.write("prefix-router: --interval-ms must be at least 20, and --lease-s at least twice as long.\n")
+        return 2
+    try:
+        store = connect(
+            args.redis_url,
+            username=args.redis_username,
+            password=os.environ.get("PREFIX_ROUTER_REDIS_PASSWORD"),
+            password_file=args.redis_password_file,
+            ca_file=args.redis_ca_file,
+            cluster=args.redis_cluster,
+        )
+    except RedisConfigError as error:
+        sys.stderr.write(f"prefix-router: {error}\n")
+        return 2
+    return uvloop.run(_main(args, store))
+
+
+async def _main(args: argparse.Namespace, store: Store) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    agent = asyncio.create_task(Agent(args, store).run())
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({agent, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    superseded = agent.done() and agent.exception() is None
+    agent.cancel()
+    result = (await asyncio.gather(agent, return_exceptions=True))[0]
+    await store.close()
+    if isinstance(result, Exception):
+        raise result
+    return 3 if superseded else 0
+
+
+class Agent:
+    """One engine's agent: waits for the engine, then publishes each of its ranks."""
+
+    def __init__(self, args: argparse.Namespace, store: Store) -> None:
+        self._args = args
+        self._store = store
+        self._url = args.engine_url.rstrip("/")
+
+    async def run(self) -> None:
+        """Until cancelled, or until a newer agent owns the replica."""
+        args = self._args
+        timeout = aiohttp.ClientTimeout(total=ENGINE_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            engine = await self._until(lambda: self._recognise(session), "waiting for the engine")
+            info = await self._until(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
+            sources: tuple[EventSource | None, ...] = info.events or (None,)
+            if args.events_endpoint:
+                sources = (EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind),)
+            if sources == (None,):
+                log.warning("the engine publishes no KV events: only its load is reported")
+            url = (args.advertise_url or self._url).rstrip("/")
+            name = args.replica_id or url.split("://", 1)[1]
+            layout = Layout(args.pool)
+            async with asyncio.TaskGroup() as group:
+                for source in sources:
+                    publication = Publication(
+                        name if len(sources) == 1 or source is None else f"{name}/dp{source.rank}",
+                        url,
+                        info,
+                        source,
+                        self._store,
+                        layout,
+                        model=args.model or info.models[0],
+                        block_size=args.block_size or max(16, info.block_size or 16),
+                        ranks=len(sources),
+                        interval_s=args.interval_ms / 1000,
+                        lease_s=args.lease_s,
+                    )
+                    group.create_task(publication.run(engine, session, self._url))
+
+    async def _recognise(self, session: aiohttp.ClientSession) -> Engine:
+        if self._args.engine == "auto":
+            return await recognise(session, self._url)
+        return ENGINES[self._args.engine]
+
+    async def _until(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+        said = ""
+        while True:
+            try:
+                return await ask()
+            except EngineError as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.info("%s: %s", what, said)
+                await asyncio.sleep(ENGINE_RETRY_S)
