@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import uuid
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,11 +23,13 @@ from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
+from router.fleet.shared import SharedIndex
 from router.http.limits import Limits, UpstreamLimits
 from router.http.server import HttpServer
 from router.http.upstream import Origin, UpstreamPool
 from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
+from router.index.redis.connect import connect
 from router.observe.metrics import Metrics, Sample
 from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.stage import PromptStage
@@ -44,13 +47,15 @@ class App:
     """One router process. `start`, then `stop`; both are idempotent enough to be called in a `finally`."""
 
     def __init__(self, config: Config, *, model_files: str | None = None) -> None:
-        """`model_files`: tokenizer files of models that the configuration doesn't name."""
+        """`model_files`: tokenizer files of models that the configuration doesn't name. Raises RedisConfigError."""
         self.config = config
         self.draining = False
         self.fleet = Fleet()
         overlay = PredictedOverlay(config.index.predicted_ttl_s)
         self.index = MemoryIndex(config.index.max_blocks, overlay)
         self.feeds = Feeds(self.index, shadow_blocks=config.index.shadow_blocks)
+        if config.index.backend == "redis":
+            self.feeds.shared = self._shared(config)
         self.catalog = Catalog(config.models, model_files, config.prompt.segment_cache_mb << 20)
         self.prompts = PromptStage(
             self.catalog.specs, chain_chunks=max(1, (config.prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10))
@@ -123,6 +128,8 @@ class App:
                     labels=replica.labels,
                 )
             )
+        if self.feeds.shared is not None:
+            self.feeds.shared.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
         await self.server.start(config.listen.host, config.listen.port)
         log.info("listening on http://%s:%d", config.listen.host, self.server.port)
@@ -154,13 +161,43 @@ class App:
                 await self._sweeper
         await self.prober.close()
         await self.feeds.close()
+        if self.feeds.shared is not None:
+            await self.feeds.shared.close()
         self.pool.close()
         self.prompts.close()
         await self.admin.close()
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """What /ready answers."""
-        return status.ready(self.fleet, self.catalog.approximate, self.draining)
+        shared = list(self.feeds.shared.degraded()) if self.feeds.shared is not None else []
+        return status.ready(self.fleet, self.catalog.approximate, shared, self.draining)
+
+    def _shared(self, config: Config) -> SharedIndex:
+        settings = config.redis
+        store = connect(
+            settings.url,
+            username=settings.username,
+            password_file=settings.password_file,
+            password_env=settings.password_env,
+            ca_file=settings.ca_file,
+            cert_file=settings.cert_file,
+            key_file=settings.key_file,
+            cluster=settings.cluster,
+            timeout_s=settings.timeout_s,
+            connect_timeout_s=settings.timeout_s,
+        )
+        return SharedIndex(
+            store,
+            settings.pool,
+            self.index,
+            self.fleet,
+            router_id=uuid.uuid4().hex,
+            direct=config.index.lookup == "redis",
+            direct_timeout_s=settings.lookup_timeout_s,
+            discover=settings.discover,
+            add=self.add,
+            remove=self.remove,
+        )
 
     async def _joined(self, replica: Replica) -> None:
         assert replica.info is not None
@@ -204,6 +241,15 @@ class App:
                 yield f"event_{key}", "counter", text, *at, feed.get(key, 0)
             text = "From the engine's time stamp to the index, for the last batch."
             yield "event_lag_seconds", "gauge", text, *at, feed.get("lag_s", 0.0)
+        shared = self.feeds.shared
+        if shared is not None:
+            text = "1 if the last poll of Redis succeeded."
+            yield "redis_up", "gauge", text, (), (), float(shared.registry.health.trouble is None)
+            yield "redis_routers", "gauge", "Other routers sharing the index.", (), (), shared.share.routers
+            if shared.mirror is not None:
+                mirror = shared.mirror
+                yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
+                yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
         yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
         text = "Blocks left out because the index is full (index.max_blocks)."
         yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused

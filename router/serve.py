@@ -24,6 +24,7 @@ import yaml
 
 from router.app import App
 from router.config import Config, ConfigError, load_config
+from router.index.redis.connect import RedisConfigError
 from router.routing.policies import POLICIES
 
 
@@ -72,7 +73,7 @@ def configuration(args: argparse.Namespace) -> Config:
         if value is not None:
             overrides.append((key, value))
     config = load_config(args.config, os.environ, overrides)
-    if not config.replicas:
+    if not config.replicas and not (config.index.backend == "redis" and config.redis.discover):
         raise ConfigError("no replicas: name at least one with --replica URL or under `replicas:` in the file.")
     return config
 
@@ -96,7 +97,11 @@ async def _serve(config: Config, model_files: str | None) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    app = App(config, model_files=model_files)
+    try:
+        app = App(config, model_files=model_files)
+    except RedisConfigError as error:
+        sys.stderr.write(f"prefix-router: {error}\n")
+        return 2
     try:
         await app.start()
     except OSError as error:

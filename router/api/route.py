@@ -78,7 +78,7 @@ class Route:
                 # A native /generate names no model: the engine has one.
                 named = parsed if parsed.model is not None else replace(parsed, model=info.models[0])
                 prompt = await self.prompts.prepare(named, engine=info.kind)
-            known[info.kind] = _Known(prompt, await self.feeds.index.lookup(prompt.chain))
+            known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
         prepared = perf_counter()
         routed = _Routed(self, request, parsed, replicas, known)
         decided = perf_counter()
@@ -175,7 +175,8 @@ class _Routed:
             replica = candidate.replica
             if replica.id not in excluded and self._route.fleet.get(replica.id) is replica:
                 self._reason = self._decision.reason if last_error is None else "retry"
-                return Target(replica.id, self._route.origin_of(replica))
+                rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
+                return Target(replica.id, self._route.origin_of(replica), rank)
         return None
 
     def response_headers(self, target: Target) -> Headers:

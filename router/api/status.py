@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -10,13 +10,17 @@ from router.fleet.fleet import Fleet
 from router.fleet.replica import Feed, Health
 
 
-def ready(fleet: Fleet, approximate_models: Mapping[str, str], draining: bool) -> tuple[bool, dict[str, Any]]:
+def ready(
+    fleet: Fleet, approximate_models: Mapping[str, str], shared_index: Sequence[str], draining: bool
+) -> tuple[bool, dict[str, Any]]:
     """(whether requests can be routed, what /ready answers).
 
-    `approximate_models`: model name -> why its prompts are matched by approximate keys.
+    `approximate_models`: model name -> why its prompts are matched by approximate keys. `shared_index`: what is
+    wrong with the index in Redis.
     """
     usable = fleet.candidates()
     degraded = [
+        *shared_index,
         *(f"replica {r.id} is {r.health}: {r.reason}" for r in fleet if r.health in (Health.NEW, Health.DOWN)),
         *(
             f"replica {r.id}: its cache is modelled, not followed: {r.feed_reason}"

@@ -83,6 +83,14 @@ class Replica(Section):
 class Index(Section):
     """The index of which replica holds which block."""
 
+    backend: Annotated[
+        Literal["memory", "redis"],
+        _d("memory: this router follows the engines' events itself. redis: agents publish, routers share (see redis)."),
+    ] = "memory"
+    lookup: Annotated[
+        Literal["mirror", "redis"],
+        _d("Backend redis: mirror keeps a copy in memory (no network on the request path), redis asks every time."),
+    ] = "mirror"
     max_blocks: Annotated[Count, _d("Upper bound on distinct blocks held; about 120 bytes each.")] = 10_000_000
     predicted_ttl_s: Annotated[
         Seconds, _d("How long a just-routed prompt counts as held before its KV events confirm it.")
@@ -90,6 +98,29 @@ class Index(Section):
     shadow_blocks: Annotated[
         Count, _d("Size in blocks of the modelled cache of a replica whose KV capacity is unknown.")
     ] = 50_000
+
+
+class Redis(Section):
+    """The shared index's server (Redis or Valkey), used with index.backend: redis."""
+
+    url: Annotated[str, _d("redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service.")] = (
+        "redis://127.0.0.1:6379"
+    )
+    pool: Annotated[Name, _d("Index of this fleet; agents name the same. One pool lives on one cluster shard.")] = (
+        "default"
+    )
+    username: Annotated[str | None, _d("User name, if the server wants one.")] = None
+    password_file: Annotated[str | None, _d("File that holds the password.")] = None
+    password_env: Annotated[str | None, _d("Environment variable that holds the password.")] = None
+    ca_file: Annotated[str | None, _d("CA certificate for rediss://.")] = None
+    cert_file: Annotated[str | None, _d("Client certificate for rediss://.")] = None
+    key_file: Annotated[str | None, _d("Key of the client certificate.")] = None
+    cluster: Annotated[bool, _d("The server is a node of a Redis cluster.")] = False
+    timeout_s: Annotated[Seconds, _d("Limit for one call, off the request path.")] = 1.0
+    lookup_timeout_s: Annotated[
+        Seconds, _d("Limit for one lookup with index.lookup: redis; then it counts as empty.")
+    ] = 0.005
+    discover: Annotated[bool, _d("Replicas that agents publish join the fleet by themselves.")] = True
 
 
 class Routing(Section):
@@ -190,6 +221,7 @@ class Config(Section):
     models: list[Model] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
     index: Index = field(default_factory=Index)
+    redis: Redis = field(default_factory=Redis)
     routing: Routing = field(default_factory=Routing)
     prompt: Prompt = field(default_factory=Prompt)
     proxy: Proxy = field(default_factory=Proxy)

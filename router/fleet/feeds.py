@@ -15,6 +15,7 @@ from typing import Any
 
 from router.engines import EventSource
 from router.fleet.replica import Feed, Replica
+from router.fleet.shared import SharedIndex
 from router.index.ledger import CacheLedger
 from router.index.memory import MemoryIndex
 from router.index.shadow import ShadowCache
@@ -35,20 +36,31 @@ class _Source:
     subscriber: EventSubscriber | None = None
     settings: tuple[EventSource, str, int] | None = None
     task: asyncio.Task[None] | None = None
+    block_size: int = 0
 
 
 class Feeds:
-    """The event subscribers and shadows of all replicas, over one index."""
+    """The event subscribers and shadows of all replicas, over one index.
+
+    With a `shared` index agents follow the events; only shadows and predictions are kept here then.
+    """
 
     def __init__(self, index: MemoryIndex, *, shadow_blocks: int) -> None:
         self.index = index
+        self.shared: SharedIndex | None = None
         self._shadow_blocks = shadow_blocks
         self._sources: dict[str, _Source] = {}
+
+    @property
+    def _owns_slots(self) -> bool:
+        """A mirror gives replicas their slots in the index itself."""
+        return self.shared is None or self.shared.mirror is None
 
     async def follow(self, replica: Replica, model: str, block_size: int) -> None:
         """Start, or restart after the replica was away or `block_size` (canonical, in tokens) changed."""
         assert replica.info is not None
-        self.index.add_replica(replica.id)
+        if self._owns_slots:
+            self.index.add_replica(replica.id)
         self.index.add_replica(_shadow_id(replica.id))
         source = self._sources.get(replica.id)
         if source is None:
@@ -56,6 +68,10 @@ class Feeds:
             source = self._sources[replica.id] = _Source(ShadowCache(capacity))
         # A replica that was away may have restarted: its modelled cache starts empty, its events tell for themselves.
         self.index.apply(_shadow_id(replica.id), source.shadow.clear())
+        if self.shared is not None:
+            source.block_size = block_size
+            replica.feed, replica.feed_reason = self.shared.feed(replica, block_size)
+            return
         events = replica.events or (replica.info.events[0] if replica.info.events else None)
         settings = None if events is None else (events, model, block_size)
         if settings is not None and settings == source.settings:
@@ -85,8 +101,13 @@ class Feeds:
         source = self._sources.pop(replica_id, None)
         if source is not None:
             await self._stop(source)
-        self.index.remove_replica(replica_id)
+        if self._owns_slots:
+            self.index.remove_replica(replica_id)
         self.index.remove_replica(_shadow_id(replica_id))
+
+    async def lookup(self, chain: Sequence[int]) -> Mapping[str, Match]:
+        """Who holds how much of a prompt's chain; read the answer with `held`."""
+        return self.index.match(chain) if self.shared is None else await self.shared.lookup(chain)
 
     async def close(self) -> None:
         """Stop following everyone."""
@@ -95,14 +116,18 @@ class Feeds:
 
     def held(self, replica: Replica, matches: Mapping[str, Match], exact: bool) -> Match:
         """Of a lookup's matches, the one that speaks for `replica` and a prompt with or without exact token ids."""
+        if self.shared is not None and (source := self._sources.get(replica.id)) is not None:
+            replica.feed, replica.feed_reason = self.shared.feed(replica, source.block_size)
         known = exact and replica.feed is Feed.EVENTS
         return matches.get(replica.id if known else _shadow_id(replica.id), NOTHING)
 
     def routed(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
         """A prompt was just sent to `replica`: expect it to hold the chain."""
         if exact and replica.feed is Feed.EVENTS:
-            # Only what events have not confirmed; the overlay is consulted just where confirmed blocks end.
-            self.index.predict(replica.id, chain[held.blocks - held.predicted :])
+            # Only what events have not confirmed: the overlay is consulted just where confirmed blocks end. Confirmed
+            # blocks that are not in this index (direct lookups) can't end there: the whole chain is predicted.
+            direct = self.shared is not None and self._owns_slots
+            self.index.predict(replica.id, chain if direct else chain[held.blocks - held.predicted :])
         elif (source := self._sources.get(replica.id)) is not None:
             self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain))
 

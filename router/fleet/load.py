@@ -8,16 +8,29 @@ class Load:
 
     `pending_prefill`: uncached prompt tokens sent whose first answer byte has not come.
     `running`: sequences sent and not ended.
+    `other_prefill`, `other_running`: the same of the other routers, where an index is shared (else 0).
     `turn`: a number that grows with every dispatch over the whole fleet; the least recently chosen replica has the
     smallest.
     """
 
-    __slots__ = ("pending_prefill", "running", "turn")
+    __slots__ = ("other_prefill", "other_running", "pending_prefill", "running", "turn")
 
     def __init__(self) -> None:
         self.pending_prefill = 0
         self.running = 0
+        self.other_prefill = 0
+        self.other_running = 0
         self.turn = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Uncached prompt tokens waiting there, of all routers."""
+        return self.pending_prefill + self.other_prefill
+
+    @property
+    def sequences(self) -> int:
+        """Sequences sent there and not ended, of all routers."""
+        return self.running + self.other_running
 
     def begin(self, uncached_tokens: int, sequences: int = 1) -> Ticket:
         """Count a dispatch at once, before the bytes are sent."""

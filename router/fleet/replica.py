@@ -35,11 +35,16 @@ class Feed(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One routing target. `reported` is the engine's own load, read `reported_at` (seconds since the epoch)."""
+    """One routing target.
+
+    `rank`: the data-parallel rank it is, where an engine's ranks are targets of their own (X-data-parallel-rank).
+    `reported` is the engine's own load, read `reported_at` (seconds since the epoch).
+    """
 
     id: str
     url: str
     kind: EngineKind | None = None
+    rank: int | None = None
     events: EventSource | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     info: EngineInfo | None = None

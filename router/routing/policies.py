@@ -35,7 +35,7 @@ class Prefix:
         """The predicted work, in tokens."""
         load = candidate.replica.load
         uncached = ask.prompt_tokens - candidate.cached(ask)
-        return load.pending_prefill + self._recompute_weight * uncached + self._decode_cost * load.running
+        return load.queued_tokens + self._recompute_weight * uncached + self._decode_cost * load.sequences
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""
@@ -100,7 +100,7 @@ class LeastLoad:
 
         def load(candidate: Candidate) -> tuple[int, int, int]:
             its = candidate.replica.load
-            return its.running, its.pending_prefill, its.turn
+            return its.sequences, its.queued_tokens, its.turn
 
         return Decision(sorted(candidates, key=load), self.name)
 

@@ -18,7 +18,7 @@ from router.index.types import Delta, Tier
 
 
 async def main(url: str) -> None:
-    store, layout = connect(url), Layout("bench")
+    store, layout = connect(url, max_connections=200), Layout("bench")
     registry = Registry(store, layout)
     mirror = RedisMirror(store, layout, registry, MemoryIndex())
     direct = RedisDirectIndex(store, layout, registry, timeout_s=1)

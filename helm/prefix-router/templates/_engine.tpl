@@ -99,6 +99,8 @@ livenessProbe:
     - agent
     - --engine-url=http://127.0.0.1:{{ $engine.port }}
     - --replica-id=$(POD_NAME)
+    # Without it routers would be told to reach the engine at 127.0.0.1.
+    - --advertise-url=http://$(POD_IP):{{ $engine.port }}
     - --redis-url=$(REDIS_URL)
     - --pool={{ $root.Values.redis.pool }}
     {{- with $external.username }}
@@ -116,6 +118,8 @@ livenessProbe:
   env:
     - name: POD_NAME
       valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    - name: POD_IP
+      valueFrom: {fieldRef: {fieldPath: status.podIP}}
     - name: REDIS_URL
       {{- if and $external.urlSecret.name (not $root.Values.redis.bundled.enabled) }}
       valueFrom:

@@ -40,7 +40,7 @@ def reason(error: BaseException) -> tuple[Trouble, str]:
     if isinstance(error, LayoutError):
         return Trouble.LAYOUT, text
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError) or upper.startswith(
-        ("NOAUTH", "WRONGPASS", "NOPERM", "AUTHENTICATION REQUIRED")
+        ("NOAUTH", "WRONGPASS", "NOPERM", "AUTHENTICATION REQUIRED", "INVALID USERNAME-PASSWORD")
     ):
         return Trouble.AUTH, f"Redis refuses the credentials: {text}; check the username, password and ACL"
     if isinstance(error, redis_errors.BusyLoadingError) or upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")):

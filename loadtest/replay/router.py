@@ -1,0 +1,116 @@
+"""The router of a replay: the parts of a real one (fleet, index, overlay, policy, load), wired as router.api.route does.
+
+One engine kind, exact tokens, KV events from every replica; no tokenizer, no sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from router.engines import EngineInfo
+from router.fleet.feeds import Feeds
+from router.fleet.fleet import Fleet
+from router.fleet.load import Ticket
+from router.fleet.replica import Feed, Health, Replica
+from router.index.memory import MemoryIndex
+from router.index.overlay import PredictedOverlay
+from router.routing.types import Ask, Candidate, Policy
+
+MODEL = "replay"
+INDEX_BLOCKS = 1 << 40
+"""No bound: a replay compares policies, not index sizes."""
+NO_BLOCKS = 1
+
+
+@dataclass(slots=True, frozen=True)
+class ChainAsk(Ask):
+    """An Ask that carries the prompt's full blocks, for policies that keep a tree of their own."""
+
+    chain: Sequence[int] = ()
+    block: int = 1
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """What a policy may implement besides Policy to learn from answers; both are called when the router sees them."""
+
+    def first_byte(self, ask: Ask, replica: Replica, seconds: float) -> None:
+        """The first token came `seconds` after the request was sent."""
+        ...
+
+    def ended(self, ask: Ask, replica: Replica, chain: Sequence[int], seconds: float) -> None:
+        """The answer is complete. chain: the full blocks of prompt and answer."""
+        ...
+
+
+class Routed:
+    """One dispatch: where to, what the router thought is cached there, and the ticket."""
+
+    __slots__ = ("ask", "matched", "place", "reason", "sent_at", "ticket")
+
+    def __init__(self, ask: ChainAsk, place: int, matched: int, ticket: Ticket, reason: str, sent_at: float) -> None:
+        self.ask = ask
+        self.place = place
+        self.matched = matched
+        self.ticket = ticket
+        self.reason = reason
+        self.sent_at = sent_at
+
+
+class VirtualRouter:
+    """`clock`: virtual seconds, for predicted entries' age. `session` of an ask is what a client's header said."""
+
+    def __init__(self, policy: Policy, replicas: int, block: int, clock: Callable[[], float], ttl_s: float) -> None:
+        self.policy = policy
+        self.observer = policy if isinstance(policy, Observer) else None
+        self.index = MemoryIndex(INDEX_BLOCKS, PredictedOverlay(ttl_s, 1 << 24, clock))
+        self.fleet = Fleet()
+        self.feeds = Feeds(self.index, shadow_blocks=NO_BLOCKS)
+        self._block = block
+        info = EngineInfo("vllm", (MODEL,), block_size=block)
+        for number in range(replicas):
+            name = f"r{number}"
+            self.fleet.add(
+                Replica(name, f"http://{name}", "vllm", info=info, health=Health.UP, reason="", feed=Feed.EVENTS)
+            )
+            self.index.add_replica(name)
+        self.replicas = list(self.fleet)
+        self.places = {replica.id: place for place, replica in enumerate(self.replicas)}
+        # Candidates are immutable and most replicas hold nothing of most prompts.
+        self._empty = [Candidate(replica) for replica in self.replicas]
+
+    def route(self, chain: Sequence[int], tokens: int, session: str | None, now: float) -> Routed:
+        """Decide and credit the dispatch, as Route.__call__ and _Routed.on_send do."""
+        block, feeds = self._block, self.feeds
+        matches = self.index.match(chain)
+        candidates = self._empty
+        if matches:
+            candidates = candidates.copy()
+            for name in matches:
+                place = self.places[name]
+                replica = self.replicas[place]
+                candidates[place] = Candidate(replica, feeds.held(replica, matches, True).blocks * block)
+        hittable = (tokens - 1) // block * block
+        ask = ChainAsk(tokens, hittable, session, chain, block)
+        decision = self.policy.select(ask, candidates)
+        best = decision.order[0]
+        replica = best.replica
+        matched = min(best.held_tokens, hittable)
+        ticket = replica.load.begin(max(0, tokens - matched), 1)
+        self.fleet.chosen(replica)
+        feeds.routed(replica, chain, feeds.held(replica, matches, True), True)
+        return Routed(ask, self.places[replica.id], matched, ticket, decision.reason, now)
+
+    def first_byte(self, routed: Routed, now: float) -> None:
+        """The first answer byte passed through."""
+        routed.ticket.first_byte()
+        if self.observer is not None:
+            self.observer.first_byte(routed.ask, self.replicas[routed.place], now - routed.sent_at)
+
+    def ended(self, routed: Routed, chain: Sequence[int], now: float) -> None:
+        """The answer is complete; `chain`: full blocks of prompt and answer."""
+        routed.ticket.end()
+        if self.observer is not None:
+            self.observer.ended(routed.ask, self.replicas[routed.place], chain, now - routed.sent_at)

