@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test test-engines lint format bench docs clean
 help: ## show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/core: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefix-router needs Python 3.11 or later (set PYTHON=...)")'
@@ -25,6 +25,10 @@ demo: $(VENV)/core ## simulated fleet, router and agents: hit rates of round rob
 test: $(VENV)/dev ## all tests
 	$(BIN)/python tests/prepare.py
 	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/dev ## against real vLLM on the CPU (installs it once: 614 MB)
+	$(BIN)/python tests/engines_real/prepare.py
+	$(BIN)/python -m pytest -m engines tests/engines_real
 
 lint: $(VENV)/dev ## ruff, mypy --strict, import rules, generated docs up to date
 	$(BIN)/ruff format --check .

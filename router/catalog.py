@@ -73,6 +73,7 @@ class Catalog:
                     load_model,
                     files,
                     revision=settings.revision if settings is not None else None,
+                    tokenizer_class=settings.tokenizer_class if settings is not None else None,
                     cache=SegmentCache(self._cache_bytes),
                 )
             except ModelFilesError as error:

@@ -48,6 +48,13 @@ class Model(Section):
         ),
     ] = None
     revision: Annotated[str | None, _d("Hub revision of `files`.")] = None
+    tokenizer_class: Annotated[
+        str | None,
+        _d(
+            "Name of the transformers class whose pipeline the engine puts in the file's place, for example "
+            "Qwen2Tokenizer; needed only where tokenizer.json and that class disagree."
+        ),
+    ] = None
     block_size: Annotated[
         Count | None,
         _d("Canonical block size in tokens. Unset: the smallest block size among the model's replicas, at least 16."),

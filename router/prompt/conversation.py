@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from router.prompt.content_format import ContentFormat
+from router.prompt.history import Message
 
 BILLING_HEADER = "x-anthropic-billing-header"
 _TEXT_TYPES = {
@@ -39,6 +42,21 @@ class Conversation:
     continue_final_message: bool = False
     variables: dict[str, Any] = field(default_factory=dict)
     continuation: str | None = None
+
+
+def converted(
+    message: Mapping[str, Any],
+    content_format: ContentFormat,
+    kind: str,
+    convert: Callable[[Mapping[str, Any], ContentFormat], dict[str, Any]],
+) -> dict[str, Any]:
+    """`convert(message, content_format)`, once per message that requests share. Not to be changed."""
+    if not isinstance(message, Message):
+        return convert(message, content_format)
+    known = message.converted.get(kind)
+    if known is None:
+        known = message.converted[kind] = convert(message, content_format)
+    return known
 
 
 def part_text(part: object) -> str | None:

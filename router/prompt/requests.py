@@ -6,7 +6,7 @@ an object, messages that are not objects, a prompt of the wrong type); everythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from router.blocks import pack
+from router.prompt.history import History
 
 
 class Endpoint(Enum):
@@ -101,6 +102,7 @@ def endpoint_of(path: str) -> Endpoint:
 
 
 _decode = msgspec.json.Decoder().decode
+_history = History()  # of this process; content-addressed, so it tells nobody anything about another's requests
 
 
 def parse_request(path: str, body: bytes) -> ApiRequest:
@@ -111,7 +113,7 @@ def parse_request(path: str, body: bytes) -> ApiRequest:
     endpoint = endpoint_of(path)
     if endpoint is Endpoint.OTHER:
         return _parse_other(body)
-    decoded = _json_object(body)
+    decoded = _json_object(body, _history.decode if endpoint is Endpoint.CHAT else _decode)
     messages = decoded.get("messages")
     if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
         _check_messages(messages)
@@ -137,9 +139,9 @@ def _parse_other(body: bytes) -> ApiRequest:
         return ApiRequest(Endpoint.OTHER, {})
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes, decode: Callable[[bytes], Any] = _decode) -> dict[str, Any]:
     try:
-        decoded = _decode(body)
+        decoded = decode(body)
     except RecursionError:
         raise BadRequest("The body's JSON is nested too deeply", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:

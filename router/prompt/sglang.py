@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.prompt.content_format import ContentFormat
-from router.prompt.conversation import Conversation, Inexact, object_arguments, part_text, refuse_foreign_prompts
+from router.prompt.conversation import (
+    Conversation,
+    Inexact,
+    converted,
+    object_arguments,
+    part_text,
+    refuse_foreign_prompts,
+)
 
 _KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning")
 
@@ -25,7 +32,8 @@ def conversation(body: Mapping[str, Any], content_format: ContentFormat) -> Conv
     refuse_foreign_prompts(body)
     if body.get("input_ids") is not None:
         raise Inexact("request-input-ids")
-    messages = [_message(message, content_format) for message in body["messages"]]
+    kind = f"sglang-{content_format}"
+    messages = [converted(message, content_format, kind, _message) for message in body["messages"]]
     continuation = None
     if messages and messages[-1]["role"] == "assistant" and isinstance(messages[-1]["content"], str):
         last = messages.pop()

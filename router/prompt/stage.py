@@ -168,7 +168,7 @@ class PromptStage:
                 tokenizer.fill(encoding)
         except UnicodeEncodeError:
             raise Inexact("lone-surrogate") from None
-        ids = encoding.join()
+        ids = tokenizer.finish(encoding)
         return ids[TOKEN_BYTES:] if part.drop_first and ids.startswith(part.drop_first) else ids
 
     async def _chain(self, start: int, ids: bytes, block_size: int) -> list[int]:

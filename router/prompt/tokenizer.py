@@ -3,6 +3,10 @@
 The text is cut at special tokens (where that is exact: see `shapes`), and each piece's ids are kept, packed, in a
 cache bounded in bytes. A step of a growing conversation then encodes its new pieces only; the rest is one dictionary
 look-up and one copy per piece. Pieces are shared by all sessions: a tool list or system prompt is encoded once.
+
+What was seen before isn't even cut again: a span of text that begins where a piece begins is kept with the ids of its
+whole pieces. A cut depends on the text before it and on as many characters behind it as the longest special token
+has, so the cuts that lie further than that from a span's end are the same whatever follows the span.
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A piece longer than this is cut again between lines, where the tokenizer's shape allows it. It bounds what is encoded
 # again when a piece without special tokens grows, and how long one piece keeps a thread busy (about 0.6 ms).
 PIECE_CHARS = 1024
-_BATCH_CHARS = 64 * 1024
+# A growing text's beginning is looked up in spans of this many characters: one look-up instead of about 80.
+SPAN_CHARS = 16 * 1024
+# Ids of a batch become Python objects while the GIL is held: about 1 ms for this much text.
+_BATCH_CHARS = 16 * 1024
 _ENTRY_BYTES = 240  # a str's and a bytes' header and the cache's own bookkeeping, measured
 _PROBES = ("a", "Hello, world 12", "x\ny")
 
@@ -99,6 +106,8 @@ class Encoding:
     missing_chars: int
     prefix: bytes
     suffix: bytes
+    text: str = ""
+    spans: int = 0  # so many leading pieces are whole spans' pieces, joined
 
     def join(self) -> bytes:
         """The whole text's packed ids. Everything missing must have been filled in."""
@@ -117,6 +126,8 @@ class SegmentTokenizer:
         shape = shape_of(tokenizer)
         self.unsupported: str | None = shape.reason
         self._specials = matcher(shape.cuts)
+        self._spans = SegmentCache(max(1, self._cache.max_bytes >> 1))
+        self._reach = max((len(content) for content in shape.cuts), default=1)
         self._line_safe = shape.line_safe
         self._encode_pieces: PieceEncoder = self._hugging_face
         self._ends = _added_ends(tokenizer)
@@ -138,7 +149,7 @@ class SegmentTokenizer:
         """The text's ids, packed. Special tokens spelled in the text are matched, as engines do."""
         encoding = self.begin(text, add_special_tokens)
         self.fill(encoding)
-        return encoding.join()
+        return self.finish(encoding)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
@@ -152,13 +163,55 @@ class SegmentTokenizer:
                 whole = pack(self._tokenizer.encode(text, add_special_tokens=True).ids)
                 return Encoding([text], [whole], [], 0, b"", b"")
             prefix, suffix = self._ends
-        pieces = self.cut(text)
-        ids = self._cache.find(pieces)
+        pieces, ids, at = self._known_spans(text)
+        spans = len(pieces)
+        rest = self.cut(text[at:] if at else text)
+        pieces += rest
+        ids += self._cache.find(rest)
         missing = [index for index, packed in enumerate(ids) if packed is None]
-        return Encoding(pieces, ids, missing, sum(len(pieces[index]) for index in missing), prefix, suffix)
+        chars = sum(len(pieces[index]) for index in missing)
+        return Encoding(pieces, ids, missing, chars, prefix, suffix, text, spans)
+
+    def finish(self, encoding: Encoding) -> bytes:
+        """The whole text's packed ids, everything missing having been filled in; its spans are remembered."""
+        self._keep_spans(encoding)
+        return encoding.join()
+
+    def _known_spans(self, text: str) -> tuple[list[str], list[bytes | None], int]:
+        """The text of each known leading span's pieces, their ids, and where the rest begins."""
+        pieces: list[str] = []
+        ids: list[bytes | None] = []
+        at = 0
+        while len(text) - at >= SPAN_CHARS:
+            span = text[at : at + SPAN_CHARS]
+            (known,) = self._spans.find((span,))
+            if known is None:
+                break
+            used = int.from_bytes(known[:4], "little")
+            pieces.append(span[:used])
+            ids.append(known[4:])
+            at += used
+        return pieces, ids, at
+
+    def _keep_spans(self, encoding: Encoding) -> None:
+        if self.unsupported is not None:
+            return
+        text, pieces = encoding.text, encoding.pieces
+        index = encoding.spans
+        start = sum(len(pieces[i]) for i in range(index))
+        while len(text) - start >= SPAN_CHARS:
+            first, end = index, start
+            while end + len(pieces[index]) <= start + SPAN_CHARS - self._reach:
+                end += len(pieces[index])
+                index += 1
+            if index == first:
+                return
+            packed = b"".join(encoding.ids[first:index])  # type: ignore[arg-type]
+            self._spans.keep((text[start : start + SPAN_CHARS],), ((end - start).to_bytes(4, "little") + packed,))
+            start = end
 
     def fill(self, encoding: Encoding) -> None:
-        """Encodes what is missing. Releases the GIL while a batch (64 kB of text) is encoded."""
+        """Encodes what is missing. Releases the GIL while a batch (16 kB of text) is encoded."""
         batch: list[int] = []
         size = 0
         for index in encoding.missing:

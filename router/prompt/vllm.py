@@ -20,6 +20,7 @@ from router.prompt.conversation import (
     BILLING_HEADER,
     Conversation,
     Inexact,
+    converted,
     object_arguments,
     part_text,
     refuse_foreign_prompts,
@@ -41,7 +42,7 @@ def conversation(
     `--exclude-tools-when-tool-choice-none`.
     """
     refuse_foreign_prompts(body)
-    messages = [_message(message, content_format) for message in body["messages"]]
+    messages = [converted(message, content_format, f"vllm-{content_format}", _message) for message in body["messages"]]
     if any(message["role"] == "developer" for message in messages) and not _knows_developer(template):
         messages = _merge_system(messages, content_format)
     offered = None if exclude_tools_when_none and body.get("tool_choice") == "none" else body.get("tools")

