@@ -19,8 +19,10 @@ from router.catalog import Catalog
 from router.config.load import replica_id
 from router.config.model import Config, Routing
 from router.engines import EventSource
+from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
+from router.fleet.membership import Membership
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
 from router.fleet.shared import SharedIndex
@@ -37,6 +39,7 @@ from router.proxy.forward import Forwarder
 from router.proxy.retry import RetryPolicy
 from router.routing.policies import POLICIES, Prefix
 from router.routing.types import Policy
+from router.sources import make_sources
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class App:
         overlay = PredictedOverlay(config.index.predicted_ttl_s)
         self.index = MemoryIndex(config.index.max_blocks, overlay)
         self.feeds = Feeds(self.index, shadow_blocks=config.index.shadow_blocks)
+        self.membership = Membership(self.fleet, self.add, self.remove)
         if config.index.backend == "redis":
             self.feeds.shared = self._shared(config)
         self.catalog = Catalog(config.models, model_files, config.prompt.segment_cache_mb << 20)
@@ -115,19 +119,8 @@ class App:
         config = self.config
         if config.admin.enabled:
             self.admin_port = await self.admin.start(config.admin.host, config.admin.port)
-        for replica in config.replicas:
-            events = replica.events
-            self.add(
-                Replica(
-                    id=replica_id(replica.id, replica.url),
-                    url=replica.url.rstrip("/"),
-                    kind=None if replica.engine == "auto" else replica.engine,
-                    events=None
-                    if events is None
-                    else EventSource(events.endpoint, events.replay_endpoint, events.topic, events.bind),
-                    labels=replica.labels,
-                )
-            )
+        self.membership.report("configuration", configured(config))
+        self.membership.start(make_sources(config.discovery))
         if self.feeds.shared is not None:
             self.feeds.shared.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
@@ -159,6 +152,7 @@ class App:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
+        await self.membership.close()
         await self.prober.close()
         await self.feeds.close()
         if self.feeds.shared is not None:
@@ -169,8 +163,10 @@ class App:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """What /ready answers."""
-        shared = list(self.feeds.shared.degraded()) if self.feeds.shared is not None else []
-        return status.ready(self.fleet, self.catalog.approximate, shared, self.draining)
+        troubles = self.membership.problems()
+        if self.feeds.shared is not None:
+            troubles += self.feeds.shared.degraded()
+        return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
 
     def _shared(self, config: Config) -> SharedIndex:
         settings = config.redis
@@ -194,9 +190,7 @@ class App:
             router_id=uuid.uuid4().hex,
             direct=config.index.lookup == "redis",
             direct_timeout_s=settings.lookup_timeout_s,
-            discover=settings.discover,
-            add=self.add,
-            remove=self.remove,
+            joined=(lambda found: self.membership.report("leases", found)) if settings.discover else None,
         )
 
     async def _joined(self, replica: Replica) -> None:
@@ -254,6 +248,24 @@ class App:
         text = "Blocks left out because the index is full (index.max_blocks)."
         yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused
         yield "models_approximate", "gauge", "Models without exact tokens.", (), (), len(self.catalog.approximate)
+
+
+def configured(config: Config) -> list[Endpoint]:
+    """The replicas the configuration names."""
+    return [
+        Endpoint(
+            replica_id(replica.id, replica.url),
+            replica.url.rstrip("/"),
+            kind=None if replica.engine == "auto" else replica.engine,
+            events=None
+            if replica.events is None
+            else EventSource(
+                replica.events.endpoint, replica.events.replay_endpoint, replica.events.topic, replica.events.bind
+            ),
+            labels=replica.labels,
+        )
+        for replica in config.replicas
+    ]
 
 
 def make_policy(routing: Routing) -> Policy:

@@ -73,8 +73,10 @@ def configuration(args: argparse.Namespace) -> Config:
         if value is not None:
             overrides.append((key, value))
     config = load_config(args.config, os.environ, overrides)
-    if not config.replicas and not (config.index.backend == "redis" and config.redis.discover):
-        raise ConfigError("no replicas: name at least one with --replica URL or under `replicas:` in the file.")
+    discovery = config.discovery
+    discovers = discovery.files or discovery.dns or discovery.kubernetes
+    if not (config.replicas or discovers or (config.index.backend == "redis" and config.redis.discover)):
+        raise ConfigError("no replicas: name at least one with --replica URL under `replicas:`, or by `discovery:`.")
     return config
 
 

@@ -11,16 +11,16 @@ from router.fleet.replica import Feed, Health
 
 
 def ready(
-    fleet: Fleet, approximate_models: Mapping[str, str], shared_index: Sequence[str], draining: bool
+    fleet: Fleet, approximate_models: Mapping[str, str], troubles: Sequence[str], draining: bool
 ) -> tuple[bool, dict[str, Any]]:
     """(whether requests can be routed, what /ready answers).
 
-    `approximate_models`: model name -> why its prompts are matched by approximate keys. `shared_index`: what is
-    wrong with the index in Redis.
+    `approximate_models`: model name -> why its prompts are matched by approximate keys. `troubles`: what is
+    wrong with discovery and the shared index.
     """
     usable = fleet.candidates()
     degraded = [
-        *shared_index,
+        *troubles,
         *(f"replica {r.id} is {r.health}: {r.reason}" for r in fleet if r.health in (Health.NEW, Health.DOWN)),
         *(
             f"replica {r.id}: its cache is modelled, not followed: {r.feed_reason}"

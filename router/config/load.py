@@ -187,6 +187,11 @@ def _cross_check(config: Config, origins: dict[KeyPath, str], path: Path | None)
                     f"{'id' if section == 'replicas' else 'name'}."
                 )
 
+    for number, source in enumerate(config.discovery.kubernetes):
+        if source.service is None and source.selector is None:
+            at = ("discovery", "kubernetes", number)
+            raise ConfigError(f"{_place(at, origins, path)}: {_dotted(at)}: give `service` or `selector`.")
+
 
 def replica_id(configured: str | None, url: str) -> str:
     """A replica's name: the configured id, or host:port of its URL."""

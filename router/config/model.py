@@ -87,6 +87,54 @@ class Replica(Section):
     labels: Annotated[dict[str, str], _d("Free labels, shown in /replicas.")] = field(default_factory=dict)
 
 
+class EventPorts(Section):
+    """KV event ports of discovered engines that don't tell them."""
+
+    port: Annotated[Port, _d("ZMQ PUB port.")]
+    replay_port: Annotated[Port | None, _d("ZMQ ROUTER port that replays missed batches.")] = None
+    topic: Annotated[str, _d("ZMQ topic prefix; empty takes all.")] = ""
+
+
+class FileDiscovery(Section):
+    """A YAML or JSON list of replicas, read again when it changes."""
+
+    path: Annotated[Name, _d("The file.")]
+    interval_s: Annotated[Seconds, _d("Time between looks at the file.")] = 1.0
+
+
+class DnsDiscovery(Section):
+    """A name with one address per replica, such as a headless service."""
+
+    host: Annotated[Name, _d("Name to resolve.")]
+    port: Annotated[Port, _d("HTTP port of the engines.")]
+    scheme: Annotated[Literal["http", "https"], _d("Scheme of the replicas' URLs.")] = "http"
+    interval_s: Annotated[Seconds, _d("Time between resolutions.")] = 5.0
+    engine: Annotated[Literal["auto", "vllm", "sglang", "tgi"], _d("Engine kind; auto asks.")] = "auto"
+    events: Annotated[EventPorts | None, _d("Event ports. Unset: asked of the engine.")] = None
+    labels: Annotated[dict[str, str], _d("Free labels.")] = field(default_factory=dict)
+
+
+class KubernetesDiscovery(Section):
+    """Pods behind services, from EndpointSlices. Needs list and watch on endpointslices; give service or selector."""
+
+    service: Annotated[Name | None, _d("Service name.")] = None
+    selector: Annotated[Name | None, _d("Label selector over services.")] = None
+    namespace: Annotated[Name | None, _d("Namespace. Unset: the router's own.")] = None
+    port: Annotated[str | int | None, _d("Port name, or the pod's port number. Unset: the only port.")] = None
+    scheme: Annotated[Literal["http", "https"], _d("Scheme of the replicas' URLs.")] = "http"
+    engine: Annotated[Literal["auto", "vllm", "sglang", "tgi"], _d("Engine kind; auto asks.")] = "auto"
+    events: Annotated[EventPorts | None, _d("Event ports. Unset: asked of the engine.")] = None
+    labels: Annotated[dict[str, str], _d("Free labels.")] = field(default_factory=dict)
+
+
+class Discovery(Section):
+    """Where replicas are learned from, besides `replicas` and the agents' leases in Redis."""
+
+    files: list[FileDiscovery] = field(default_factory=list)
+    dns: list[DnsDiscovery] = field(default_factory=list)
+    kubernetes: list[KubernetesDiscovery] = field(default_factory=list)
+
+
 class Index(Section):
     """The index of which replica holds which block."""
 
@@ -227,6 +275,7 @@ class Config(Section):
     admin: Admin = field(default_factory=Admin)
     models: list[Model] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
+    discovery: Discovery = field(default_factory=Discovery)
     index: Index = field(default_factory=Index)
     redis: Redis = field(default_factory=Redis)
     routing: Routing = field(default_factory=Routing)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from router.engines import EngineLoad
+from router.fleet.discovery import Endpoint
 from router.fleet.fleet import Fleet
 from router.fleet.replica import Feed, Replica
 from router.index.memory import MemoryIndex
@@ -33,8 +34,7 @@ NO_AGENT = "no agent publishes it"
 class SharedIndex:
     """`index` holds the mirror's copy, or with `direct` only what this router models itself.
 
-    `add` and `remove` change the fleet's membership; with `discover` replicas that agents publish join by themselves
-    and leave when their agent is gone for good.
+    `joined` is told who is published, whenever that changes: a replica leaves when its agent is gone for good.
     """
 
     def __init__(
@@ -47,18 +47,14 @@ class SharedIndex:
         router_id: str,
         direct: bool,
         direct_timeout_s: float,
-        discover: bool,
-        add: Callable[[Replica], None],
-        remove: Callable[[str], Awaitable[None]],
+        joined: Callable[[list[Endpoint]], None] | None,
     ) -> None:
         layout = Layout(pool)
         self._store = store
         self._fleet = fleet
         self._index = index
-        self._discover = discover
-        self._add = add
-        self._remove = remove
-        self._joined: set[str] = set()
+        self._joined = joined
+        self._published: list[Endpoint] = []
         self._records: dict[str, ReplicaRecord] = {}
         self.registry = Registry(store, layout)
         self.mirror = None if direct else RedisMirror(store, layout, self.registry, index)
@@ -123,8 +119,7 @@ class SharedIndex:
     async def _follow(self) -> None:
         while True:
             self._records = {record.replica_id: record for record in self.registry.replicas()}
-            if self._discover:
-                await self._membership()
+            self._tell_membership()
             for replica in self._fleet:
                 others = self.share.others(replica.id)
                 replica.load.other_prefill, replica.load.other_running = others.prefill_tokens, others.requests
@@ -135,14 +130,16 @@ class SharedIndex:
                     replica.reported_at = load.sampled
             await asyncio.sleep(TICK_S)
 
-    async def _membership(self) -> None:
-        for record in self._records.values():
-            if record.live and record.meta is not None and self._fleet.get(record.replica_id) is None:
-                rank = record.meta.rank if record.meta.ranks > 1 else None
-                self._add(Replica(record.replica_id, record.meta.url.rstrip("/"), rank=rank))
-                self._joined.add(record.replica_id)
-                log.info("replica %s joined: its agent publishes it at %s", record.replica_id, record.meta.url)
-        for replica_id in [each for each in self._joined if each not in self._records]:
-            self._joined.discard(replica_id)
-            await self._remove(replica_id)
-            log.info("replica %s left: its agent is gone", replica_id)
+    def _tell_membership(self) -> None:
+        published = [
+            Endpoint(
+                record.replica_id,
+                record.meta.url.rstrip("/"),
+                rank=record.meta.rank if record.meta.ranks > 1 else None,
+            )
+            for record in self._records.values()
+            if record.meta is not None
+        ]
+        if self._joined is not None and published != self._published:
+            self._published = published
+            self._joined(published)

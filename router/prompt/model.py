@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
+from router.prompt.fast import fast_encoder
 from router.prompt.pipelines import apply_class
 from router.prompt.template import ChatTemplate, Messages, TemplateError, Tools
 from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
@@ -129,6 +130,7 @@ def load_model(
     chat_template: str | None = None,
     tokenizer_class: str | None = None,
     cache: SegmentCache | None = None,
+    fast: bool = True,
     max_chars: int = 1 << 24,
     max_seconds: float = 2.0,
 ) -> ChatModel:
@@ -137,6 +139,7 @@ def load_model(
     `chat_template`: source text that replaces the model's own templates, as an engine's `--chat-template` does.
     `tokenizer_class`: the transformers class whose pipeline an engine puts in the file's place (see `pipelines`).
     `cache`: the segment cache; models with the same tokenizer may share one, different ones must not.
+    `fast`: encode with tiktoken if it is installed and gives the same ids for this tokenizer (see `fast`).
     Raises ModelFilesError.
     """
     directory = Path(source)
@@ -151,6 +154,9 @@ def load_model(
             raise ModelFilesError(f"{directory}: {error}") from error
     templates = {"default": chat_template} if chat_template is not None else _templates(directory, config)
     segments = SegmentTokenizer(tokenizer, cache=cache)
+    encoder = fast_encoder(tokenizer) if fast else None
+    if encoder is not None:
+        segments.use(encoder)
     own_encoder = _OWN_ENCODERS.get(str(_read_json(directory / "config.json").get("model_type")))
     return ChatModel(
         segments,

@@ -53,12 +53,13 @@ class Stack:
         return found
 
     async def up(self) -> None:
-        """Every replica is up and its events are followed."""
-        views = list(self.app.fleet)
+        """Every configured replica is up and its events are followed."""
+        if not self.app.config.replicas:
+            return
         wanted = [Feed.EVENTS if simulated.events_endpoint else Feed.SHADOW for simulated in self.fleet]
         await until(
-            lambda: [(v.health, v.feed) for v in views] == [(Health.UP, feed) for feed in wanted],
-            f"replicas up and followed: {[(v.id, v.health, v.reason, v.feed, v.feed_reason) for v in views]}",
+            lambda: [(v.health, v.feed) for v in self.app.fleet] == [(Health.UP, feed) for feed in wanted],
+            "replicas up and followed",
         )
 
     async def settled(self, index: int | None = None) -> None:

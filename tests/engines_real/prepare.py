@@ -1,4 +1,4 @@
-"""Installs vLLM for the CPU into .cache/vllm and makes the tiny model it serves in .cache/tiny-model (once, 3 minutes)."""
+"""Installs vLLM for the CPU into .cache/vllm and makes the tiny model it serves in .cache/tiny-model (once)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ MODEL = CACHE / "tiny-model"
 
 
 def main() -> int:
-    if (
-        subprocess.run([str(PYTHON), "-c", "import vllm"], capture_output=True, check=False).returncode
-        if PYTHON.exists()
-        else 1
-    ):
+    installed = PYTHON.exists() and not subprocess.run([str(PYTHON), "-c", "import vllm"], check=False).returncode
+    if not installed:
         print("installing vLLM for the CPU into .cache/vllm (614 MB to download) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(CACHE / "vllm")], check=True)
         requirements = str(HERE / "vllm-requirements.txt")

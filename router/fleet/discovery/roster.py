@@ -20,7 +20,7 @@ class Changes:
     added: list[Endpoint] = field(default_factory=list)
     turned: list[Endpoint] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
-    """Endpoints left out because another one has their id or URL; a line for the log each."""
+    """Endpoints left out because another one has their id or place; a line for the log each."""
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.added or self.turned)
@@ -41,14 +41,15 @@ class Roster:
         self._by_source[source] = list(endpoints)
         changes = Changes()
         merged: dict[str, Endpoint] = {}
-        urls: dict[str, str] = {}
+        places: dict[tuple[str, int | None], str] = {}
         for name, reported in self._by_source.items():
             for endpoint in reported:
-                owner = endpoint.id if endpoint.id in merged else urls.get(endpoint.url)
+                place = endpoint.url, endpoint.rank
+                owner = endpoint.id if endpoint.id in merged else places.get(place)
                 if owner is None:
                     merged[endpoint.id] = endpoint
-                    urls[endpoint.url] = endpoint.id
-                elif merged[owner] != endpoint:
+                    places[place] = endpoint.id
+                elif owner != endpoint.id or merged[owner].url != endpoint.url:
                     changes.conflicts.append(f"{name}: {endpoint.id} at {endpoint.url} is left out: taken by {owner}")
         for known in self._current.values():
             now = merged.get(known.id)

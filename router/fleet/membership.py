@@ -1,0 +1,91 @@
+"""Carries out what discovery reports: replicas are added, drained and removed, one change after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from router.fleet.discovery import Endpoint, Roster, Source
+from router.fleet.fleet import Fleet
+from router.fleet.replica import Health, Replica
+
+log = logging.getLogger(__name__)
+
+
+class Membership:
+    """The one place that changes which replicas exist. `report` may be called by any number of sources.
+
+    A terminating or unready endpoint gets nothing new and finishes what it has; a ready one is used once it answered
+    a probe.
+    """
+
+    def __init__(self, fleet: Fleet, add: Callable[[Replica], None], remove: Callable[[str], Awaitable[None]]) -> None:
+        self._fleet = fleet
+        self._add = add
+        self._remove = remove
+        self._roster = Roster()
+        self._reports: asyncio.Queue[tuple[str, list[Endpoint]]] = asyncio.Queue()
+        self._sources: Sequence[Source] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._said: set[str] = set()
+
+    def start(self, sources: Sequence[Source]) -> None:
+        """Begin to follow the sources."""
+        self._sources = sources
+        self._tasks.append(asyncio.create_task(self._carry_out(), name="membership"))
+        for source in sources:
+
+            def update(endpoints: list[Endpoint], name: str = source.name) -> None:
+                self.report(name, endpoints)
+
+            self._tasks.append(asyncio.create_task(source.run(update), name=source.name))
+
+    async def close(self) -> None:
+        """Stop following; the fleet stays as it is."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def report(self, source: str, endpoints: Iterable[Endpoint]) -> None:
+        """What `source` knows now; carried out soon."""
+        self._reports.put_nowait((source, list(endpoints)))
+
+    def problems(self) -> list[str]:
+        """Sources that can't be read, for /ready."""
+        return [f"discovery by {source.name}: {source.problem}" for source in self._sources if source.problem]
+
+    async def _carry_out(self) -> None:
+        while True:
+            source, endpoints = await self._reports.get()
+            changes = self._roster.report(source, endpoints)
+            for conflict in changes.conflicts:
+                if conflict not in self._said:
+                    self._said.add(conflict)
+                    log.warning("discovery: %s", conflict)
+            for replica_id in changes.removed:
+                log.info("replica %s left the fleet (%s)", replica_id, source)
+                await self._remove(replica_id)
+            for endpoint in changes.added:
+                log.info("replica %s joined the fleet at %s (%s)", endpoint.id, endpoint.url, source)
+                replica = Replica(
+                    endpoint.id,
+                    endpoint.url,
+                    kind=endpoint.kind,
+                    rank=endpoint.rank,
+                    events=endpoint.events,
+                    labels=endpoint.labels,
+                )
+                self._add(replica)
+                self._turn(replica, endpoint)
+            for endpoint in changes.turned:
+                known = self._fleet.get(endpoint.id)
+                if known is not None:
+                    known.labels = endpoint.labels
+                    self._turn(known, endpoint)
+
+    def _turn(self, replica: Replica, endpoint: Endpoint) -> None:
+        if endpoint.terminating or not endpoint.ready:
+            replica.mark(Health.DRAINING, "terminating" if endpoint.terminating else "discovery says it is not ready")
+        elif replica.health is Health.DRAINING:
+            replica.mark(Health.DOWN, "ready again, waiting for a probe")

@@ -1,0 +1,141 @@
+"""`tiktoken` in the place of `tokenizers` for single pieces, where both were seen to give the same ids.
+
+Asked for: a byte-level BPE with one of the known split patterns, and added tokens that are all matched literally. Shown
+when a model is loaded: every merged token of the vocabulary comes out as itself (`tiktoken` takes a whole word from
+its table, `tokenizers` builds it from merges), and a corpus of odd texts is encoded equally. Text with characters
+whose class may differ between the two libraries' Unicode tables stays with `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+
+from router.blocks import pack
+from router.prompt.shapes import CL100K, O200K, QWEN, matcher, parts, shape_of
+from router.prompt.tokenizer import PieceEncoder
+
+# Letters, digits and punctuation that have had their Unicode class since long before either library's tables. Without
+# U+017F, which some engines take for an s where case is ignored.
+_STABLE = re.compile(
+    "[\x00-\u017e\u0180-\u024f\u0391-\u03a1\u03a3-\u03ff\u0400-\u04ff\u2010-\u2027\u3000-\u3029"
+    "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]*"
+)
+_CORPUS = (
+    "def f(x: int) -> str:\n    return f'{x:>8}'  # it's, WE'LL, they'VE\r\n\r\n\t\tclass ABCdef_9: pass\n",
+    '{"path": "/a/b-c_d.py", "n": 12345678.90, "list": [null, true, "\\n\\u00e9"]}   \n \n\n  x',
+    "The quick brown fox's 1000000 jumps!!! ... ??? --- *** === ((())) </div>\n```python\n>>> 1+1\n```\n",
+    "Größe, naïve café; Привет мир, Ελληνικά; 世界、こんにちは。カタカナ 한국어 “quotes” – dash…\u00a0nbsp\u3000wide",
+    "HTTPServer XMLHttpRequest iPhone aB Ab aBC ABc  a  b   c    \n\n\n\n    d\t\te \x00\x01\x7f\x85\x1c",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa 0123456789 =-=-=-=-=-=-=-=-= ____________ ////////// \\\\\\\\\\\\",
+)
+
+
+class _Fast:
+    def __init__(self, tokenizer: Tokenizer, cuts: Sequence[str], encoding: Any, ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._normalizer = tokenizer.normalizer
+        self._special = matcher(cuts)
+        self._packed = {content: pack((tokenizer.token_to_id(content),)) for content in cuts}
+        self._encode = encoding.encode_ordinary
+        self._ids = None if list(ids) == list(range(len(ids))) else ids
+
+    def __call__(self, pieces: Sequence[str]) -> list[bytes]:
+        return [self._piece(piece) if _STABLE.fullmatch(piece) else self._other(piece) for piece in pieces]
+
+    def _piece(self, piece: str) -> bytes:
+        """A piece has an added token at its beginning or none."""
+        special = self._special.match(piece) if self._special is not None else None
+        head = b""
+        if special is not None:
+            head = self._packed[special.group()]
+            piece = piece[special.end() :]
+        if self._normalizer is not None and not piece.isascii():
+            piece = self._normalizer.normalize_str(piece)
+        ranks = self._encode(piece)
+        ids = self._ids
+        return head + pack(ranks if ids is None else [ids[rank] for rank in ranks])
+
+    def _other(self, piece: str) -> bytes:
+        return pack(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+
+
+def fast_encoder(tokenizer: Tokenizer) -> PieceEncoder | None:
+    """An encoder of the tokenizer's pieces (see SegmentTokenizer.cut); None if there is none that is the same.
+
+    Takes about a second: it reads the whole vocabulary.
+    """
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    shape = shape_of(tokenizer)
+    pattern = _pattern(tokenizer)
+    if pattern is None or not shape.line_safe or len(shape.cuts) != len(tokenizer.get_added_tokens_decoder()):
+        return None
+    table = _ranks(tokenizer)
+    if table is None:
+        return None
+    ranks, ids = table
+    encoding = tiktoken.Encoding("router", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    encoder = _Fast(tokenizer, shape.cuts, encoding, ids)
+    return encoder if _equal(tokenizer, encoder, shape.cuts) else None
+
+
+def _pattern(tokenizer: Tokenizer) -> str | None:
+    if tokenizer.pre_tokenizer is None:
+        return None
+    members = parts(json.loads(tokenizer.pre_tokenizer.__getstate__()), "pretokenizers")
+    pattern = members[0].get("pattern", {}).get("Regex") if len(members) == 2 else None
+    return pattern if pattern in (CL100K, QWEN, O200K) else None
+
+
+def _alphabet() -> dict[str, int]:
+    """Byte-level BPE's character -> byte: printable Latin-1 stands for itself, the rest for U+0100 and on, in order."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    table = {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    assert set(table) == set(pre_tokenizers.ByteLevel.alphabet())
+    return table
+
+
+def _ranks(tokenizer: Tokenizer) -> tuple[dict[bytes, int], list[int]] | None:
+    """Bytes -> rank (bytes first, then merges in order), and rank -> id; None if a token can't be reached."""
+    model = tokenizer.model
+    layout = json.loads(model.__getstate__())
+    if layout.get("unk_token") or layout.get("continuing_subword_prefix") or layout.get("end_of_word_suffix"):
+        return None
+    vocab: dict[str, int] = layout["vocab"]
+    alphabet = _alphabet()
+    ordered = sorted(alphabet, key=alphabet.__getitem__)
+    for merge in layout["merges"]:
+        ordered.append("".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1))
+    if layout.get("ignore_merges"):
+        ordered += sorted(vocab, key=vocab.__getitem__)
+    ranks: dict[bytes, int] = {}
+    ids: list[int] = []
+    for token in dict.fromkeys(ordered):
+        number = vocab.get(token)
+        if number is None:
+            return None
+        try:
+            spelled = bytes(map(alphabet.__getitem__, token))
+        except KeyError:
+            continue  # an added token that the vocabulary lists too
+        found = model.tokenize(token)
+        if len(found) != 1 or found[0].id != number:
+            return None
+        ranks[spelled] = len(ids)
+        ids.append(number)
+    return ranks, ids
+
+
+def _equal(tokenizer: Tokenizer, encoder: PieceEncoder, cuts: Sequence[str]) -> bool:
+    pieces = [text[begin:] for text in _CORPUS for begin in range(0, len(text), 3)]
+    pieces += [cut + text for cut in cuts[:40] for text in ("", "\nuser\n", " x")]
+    expected = [pack(one.ids) for one in tokenizer.encode_batch(pieces, add_special_tokens=False)]
+    return encoder(pieces) == expected

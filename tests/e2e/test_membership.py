@@ -1,0 +1,59 @@
+"""Replicas come and go at run time, by a discovery file, and nobody's answer is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from router.fleet.replica import Health
+
+
+async def until(condition, what: str) -> None:
+    try:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(what) from None
+
+
+async def test_replicas_join_and_leave_by_a_file_without_a_lost_answer(build, tmp_path: Path) -> None:
+    file = tmp_path / "replicas.yaml"
+    file.write_text("[]")
+    system = await build(
+        replicas=3, settings={"replicas": [], "discovery.files": [{"path": str(file), "interval_s": 0.02}]}
+    )
+    assert len(system.app.fleet) == 0
+    assert system.app.ready()[0] is False
+
+    def write(urls: list[str]) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(json.dumps([{"url": url} for url in urls]))
+        fresh.replace(file)
+
+    def up() -> list[str]:
+        return sorted(r.url for r in system.app.fleet if r.health is Health.UP)
+
+    urls = sorted(system.fleet.urls)
+    write(urls[:2])
+    await until(lambda: up() == urls[:2], "two replicas joined")
+    for simulated in system.fleet:
+        simulated.fault(paused=True)
+    body = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
+    running = [
+        asyncio.create_task(system.client.post(system.url + "/v1/chat/completions", json=body)) for _ in range(4)
+    ]
+    await until(lambda: sum(simulated.in_flight for simulated in system.fleet) == 4, "four streams run")
+    write(urls[2:])
+    await until(lambda: up() == urls[2:], "the first two left, the third joined")
+    for simulated in system.fleet:
+        simulated.clear_faults()
+    for answer in await asyncio.gather(*running):
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+    status, headers, _ = await system.post("/v1/chat/completions", body | {"stream": False})
+    assert status == 200
+    assert "http://" + headers["x-prefix-router-replica"] == urls[2]
+    file.write_text("{")
+    await until(lambda: any("discovery" in line for line in system.app.ready()[1]["degraded"]), "/ready names the file")
+    assert up() == urls[2:], "what can't be read changes nothing"
