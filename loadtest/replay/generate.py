@@ -64,7 +64,8 @@ def agents(
     source, ids = random.Random(seed), _Ids()
     size = system_tokens // block
     heads = [range(first, first + size) for first in (ids.take(size) for _ in range(groups))]
-    made, now, left = [], 0.0, requests
+    made: list[Session] = []
+    now, left = 0.0, requests
     while left > 0:
         now += source.expovariate(rate * replicas / mean_steps)
         steps = min(left, 1 + int(source.expovariate(1 / (mean_steps - 1))))

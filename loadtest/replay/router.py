@@ -1,4 +1,4 @@
-"""The router of a replay: the parts of a real one (fleet, index, overlay, policy, load), wired as router.api.route does.
+"""The router of a replay: a real one's parts (fleet, index, overlay, policy, load), wired as in router.api.route.
 
 One engine kind, exact tokens, KV events from every replica; no tokenizer, no sockets.
 """

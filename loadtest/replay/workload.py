@@ -1,8 +1,8 @@
 """What a replay sends: sessions of calls over block ids instead of tokens.
 
 A session's blocks are one list that all its calls share: call k uses its first `prompt // block` ids as its prompt and,
-once answered, holds `(prompt + output) // block` of them. Ids are made when the session starts and dropped when it ends,
-so a million requests do not sit in memory.
+once answered, leaves `(prompt + output - 1) // block` of them cached (the last token's KV is never computed). Ids are
+made when the session starts and dropped when it ends, so a million requests do not sit in memory.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def ideal(workload: Workload, capacity_blocks: int) -> Ideal:
         known, own = 0, session.keys()
         for call in session.calls:
             keys, start = (own, known) if call.keys is None else (call.keys, 0)
-            full = (call.prompt + call.output) // workload.block
+            full = (call.prompt + call.output - 1) // workload.block
             matched = start
             while matched < full and keys[matched] in seen:
                 matched += 1
@@ -124,7 +124,7 @@ def _pooled(workload: Workload, capacity: int) -> float:
             matched += 1
         hit += matched * workload.block
         total += call.prompt
-        for key in reversed(keys[: (call.prompt + call.output) // workload.block]):
+        for key in reversed(keys[: (call.prompt + call.output - 1) // workload.block]):
             cache[key] = None
             cache.move_to_end(key)
         for _ in range(len(cache) - capacity):

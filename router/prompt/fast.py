@@ -40,7 +40,8 @@ class _Fast:
         self._tokenizer = tokenizer
         self._normalizer = tokenizer.normalizer
         self._special = matcher(cuts)
-        self._packed = {content: pack((tokenizer.token_to_id(content),)) for content in cuts}
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._packed = {token.content: pack((number,)) for number, token in added}
         self._encode = encoding.encode_ordinary
         self._ids = None if list(ids) == list(range(len(ids))) else ids
 

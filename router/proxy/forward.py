@@ -18,6 +18,9 @@ from router.proxy.relay import Relay
 from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, final_answer
 from router.proxy.watch import ResponseWatcher, Usage, failed_before_first_token
 
+NO_ROUTE = b'{"detail":"Not Found"}'
+"""What both engines' web framework answers for a path it doesn't know; clients get it in their own error format."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -226,6 +229,13 @@ class _Forwarding:
                     self._note(attempt, error)
                     connection.discard()
                     return following
+            if answer.status == 404 and connection.peek() == NO_ROUTE:
+                connection.discard()
+                attempt.error = None
+                self.outcome.target_id, self.outcome.status = target.id, 404
+                message = f"Unknown path {self._request.path}: neither the router nor the replica serves it"
+                self._response.fail(404, message, self._plan.response_headers(target))
+                return None
             await self._answer(target, attempt, connection, answer)
             return None
         except BaseException:

@@ -168,9 +168,10 @@ async def test_other_paths_pass_through(build) -> None:
     system = await build()
     status, _, answer = await system.post("/tokenize", {"model": "sim", "prompt": "hello"})
     assert (status, answer["count"]) == (200, len(answer["tokens"]))
-    status, headers, _ = await system.post("/v1/nothing", {})
+    status, headers, answer = await system.post("/v1/nothing", {})
     assert status == 404
     assert headers["x-prefix-router-replica"]
+    assert "Unknown path /v1/nothing" in answer["error"]["message"]
     async with system.client.get(system.url + "/version") as response:
         assert response.status == 200
 
