@@ -40,6 +40,7 @@ from router.proxy.retry import RetryPolicy
 from router.routing.policies import POLICIES, Prefix
 from router.routing.types import Policy
 from router.sources import make_sources
+from router.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class App:
         self.prompts = PromptStage(
             self.catalog.specs, chain_chunks=max(1, (config.prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10))
         )
+        self.trust = Trust(self.prompts, interval_s=config.prompt.parity_interval_s)
         self.metrics = Metrics(self._samples)
         self.prober = Prober(
             self._joined,
@@ -139,6 +141,7 @@ class App:
         """Take a replica out of the fleet; its running requests go on."""
         if self.fleet.remove(replica_id) is not None:
             await self.prober.unwatch(replica_id)
+            self.trust.unwatch(replica_id)
             await self.feeds.unfollow(replica_id)
             del self._origins[replica_id]
 
@@ -154,6 +157,7 @@ class App:
                 await self._sweeper
         await self.membership.close()
         await self.prober.close()
+        await self.trust.close()
         await self.feeds.close()
         if self.feeds.shared is not None:
             await self.feeds.shared.close()
@@ -202,6 +206,7 @@ class App:
         for other in list(self.fleet) if changed else [replica]:
             if other.info is not None and other.info.models[0] == model:
                 await self.feeds.follow(other, model, block_size)
+        self.trust.watch(replica)
 
     async def _sweep(self) -> None:
         while True:
@@ -224,6 +229,8 @@ class App:
                 yield "replica_waiting", "gauge", "Requests the engine has queued.", *at, replica.reported.waiting
             text = "1 if the index follows this replica's KV events, 0 if its cache is modelled."
             yield "replica_exact", "gauge", text, *at, float(replica.feed is Feed.EVENTS)
+            text = "1 if its token ids differ from the router's: its events are not used."
+            yield "replica_quarantined", "gauge", text, *at, float(bool(replica.distrust))
             yield "replica_index_blocks", "gauge", "Blocks the index has for it.", *at, feed.get("blocks", 0)
             for key, text in (
                 ("gaps", "Times event batches were missed."),

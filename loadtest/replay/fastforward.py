@@ -5,7 +5,7 @@ While every running sequence decodes and nobody can be admitted, step i takes
     overhead + max(B / prefill_rate, weights + (context + i B) kv_s_per_token)        B: sequences that decode
 
 so the end of n steps is a sum in closed form. Such a run ends with the first sequence that finishes, before memory runs
-out, or with the step under way when something arrives that might be admitted. Sequences' times and the cache's content are
+out, or with the step under way when something arrives that might be admitted. Times and the cache's content are
 those of stepping one by one (to rounding); evictions caused by growing answers are told at the run's end.
 """
 

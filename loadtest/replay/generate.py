@@ -161,7 +161,8 @@ def sequential(replicas: int, requests: int, *, block: int = 16, seed: int = 0) 
     source, ids = random.Random(seed), _Ids()
     head = range(ids.take(2000 // block), 2000 // block)
     steps, gap, kv_tokens = 12, 2.5, 32_000
-    count = max(1, min(requests // steps, 3 * kv_tokens // 4000))
+    # Odd: taking turns over an even number of replicas must not keep every agent on one replica by accident.
+    count = max(1, min(requests // steps, 3 * kv_tokens // 4000) - 1) | 1
     made = []
     for wave in range(-(-requests // (steps * count))):
         for agent in range(count):

@@ -189,6 +189,8 @@ class _Routed:
         ]
         if self._parsed.endpoint is not Endpoint.OTHER:
             tokens = "exact" if prompt.exact else f"approximate; {prompt.reason}"
+            if prompt.exact and replica.distrust:
+                tokens = "approximate; token-mismatch"
             receipt += [
                 (b"x-prefix-router-matched-tokens", b"%d" % self._matched(replica)),
                 (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),

@@ -27,6 +27,7 @@ def ready(
             for r in fleet
             if r.info is not None and r.feed is not Feed.EVENTS
         ),
+        *(f"replica {r.id} is quarantined: {r.distrust}" for r in fleet if r.distrust),
         *(f"model {name}: prompts are matched by approximate keys: {why}" for name, why in approximate_models.items()),
     ]
     if usable and not any(r.health is Health.UP for r in usable):
@@ -64,6 +65,7 @@ def replicas(fleet: Fleet, feeds: Mapping[str, Mapping[str, Any]]) -> list[dict[
                 "kv_usage": r.reported.kv_usage,
                 "age_s": round(now - r.reported_at, 1),
             },
+            "quarantined": r.distrust or None,
             "feed": {"kind": r.feed, "reason": r.feed_reason, **feeds.get(r.id, {})},
         }
         for r in fleet

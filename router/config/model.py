@@ -203,6 +203,9 @@ class Routing(Section):
 class Prompt(Section):
     """The prompt stage: request to token ids."""
 
+    parity_interval_s: Annotated[
+        Seconds, _d("Time between comparisons of the router's token ids with each engine's; also done at every join.")
+    ] = 300.0
     segment_cache_mb: Annotated[Count, _d("Memory for tokenized text segments, per model.")] = 64
     chain_cache_mb: Annotated[Count, _d("Memory for block chains of recent prompts, per model.")] = 64
 

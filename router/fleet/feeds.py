@@ -118,12 +118,12 @@ class Feeds:
         """Of a lookup's matches, the one that speaks for `replica` and a prompt with or without exact token ids."""
         if self.shared is not None and (source := self._sources.get(replica.id)) is not None:
             replica.feed, replica.feed_reason = self.shared.feed(replica, source.block_size)
-        known = exact and replica.feed is Feed.EVENTS
+        known = exact and replica.feed is Feed.EVENTS and not replica.distrust
         return matches.get(replica.id if known else _shadow_id(replica.id), NOTHING)
 
     def routed(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
         """A prompt was just sent to `replica`: expect it to hold the chain."""
-        if exact and replica.feed is Feed.EVENTS:
+        if exact and replica.feed is Feed.EVENTS and not replica.distrust:
             # Only what events have not confirmed: the overlay is consulted just where confirmed blocks end. Confirmed
             # blocks that are not in this index (direct lookups) can't end there: the whole chain is predicted.
             direct = self.shared is not None and self._owns_slots

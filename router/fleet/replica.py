@@ -53,6 +53,8 @@ class Replica:
     since: float = field(default_factory=time)
     feed: Feed = Feed.NONE
     feed_reason: str = ""
+    distrust: str = ""
+    """Why its events can't be matched with this router's chains (other token ids); empty while nothing speaks so."""
     load: Load = field(default_factory=Load)
     reported: EngineLoad | None = None
     reported_at: float = 0.0

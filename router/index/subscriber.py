@@ -285,8 +285,8 @@ class _Readiness:
     """Wakes one coroutine when a ZMQ socket may have a message: the sockets' descriptors, watched by the event loop.
 
     A descriptor becomes readable when something may have changed and stays so until the socket is asked; whether there
-    is a message is asked of the socket itself. (zmq.asyncio's poller makes a shadow of every socket for every wait: a tenth
-    of the router's CPU in a profile of short requests.)
+    is a message is asked of the socket itself. (zmq.asyncio's poller makes a shadow of every socket for every wait: a
+    tenth of the router's CPU in a profile of short requests.)
     """
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 | engine | asked | not asked when |
 |---|---|---|
 | vLLM | `/v1/chat/completions/render`, `/v1/messages/render`, `/v1/responses/render` | off (403, 404, 501) |
-| vLLM | `/tokenize`, which isn't the chat route | a field is set that it ignores |
+| vLLM | `/tokenize` (render refuses tools without --enable-auto-tool-choice) | a field is set that it ignores |
 | SGLang | `/v1/tokenize` | |
 | TGI | `/chat_tokenize` | |
 

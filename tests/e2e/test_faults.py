@@ -81,7 +81,7 @@ async def test_a_stream_cut_after_its_first_byte_ends_in_an_error_event_and_is_n
         text = await answer.text()
     events = [line for line in text.split("\n\n") if line]
     assert '"error"' in events[-2] and events[-1] == "data: [DONE]"
-    sent = sum(request.method == "POST" for simulated in system.fleet for request in simulated.requests)
+    sent = sum(request.path == "/v1/chat/completions" for simulated in system.fleet for request in simulated.requests)
     assert sent == 1
     await system.idle()
     async with system.client.get(system.admin_url + "/metrics") as page:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from router.index.memory import MemoryIndex
 from router.index.redis.connect import connect
+from router.index.redis.direct import RedisDirectIndex
 from router.index.redis.layout import Layout
 from router.index.redis.leases import ReplicaMeta
 from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter, WriterState
-from router.index.types import Delta, Tier
+from router.index.types import Delta, Match, Tier
 
 Until = Callable[..., Awaitable[None]]
 
 
-def writer_of(store: Store, layout: Layout, keys: list[int]) -> RedisWriter:
+def writer_of(store: Store, layout: Layout, keys: list[int], **options: Any) -> RedisWriter:
     def snapshot() -> Delta:
         return Delta(cleared=True, stored={Tier.DEVICE: keys})
 
-    return RedisWriter(store, layout, "a", ReplicaMeta("http://a"), snapshot, renew_s=0.05)
+    return RedisWriter(store, layout, "a", ReplicaMeta("http://a"), snapshot, renew_s=0.05, **options)
 
 
 async def test_the_newer_of_two_agents_wins(store: Store, layout: Layout, running: Any, until: Until) -> None:
@@ -78,3 +81,154 @@ async def test_full(stopped_server: Any, layout: Layout, running: Any, until: Un
     await store.execute("CONFIG", "SET", "maxmemory", "0")
     await writer.flush()
     assert await store.execute("EXISTS", *layout.blocks(Tier.DEVICE, [1, 2])) == 2
+
+
+async def test_drops_make_room_in_a_full_redis_and_the_lease_lives_on(
+    stopped_server: Any, layout: Layout, running: Any, until: Until
+) -> None:
+    stopped_server.start("--maxmemory-policy", "noeviction")
+    store = connect(stopped_server.url)
+    keys = [1, 2, 3]
+    writer = writer_of(store, layout, keys, lease_s=0.3)
+    running(writer.run())
+    await writer.flush()
+    await store.execute("CONFIG", "SET", "maxmemory", "1")
+    writer.apply("a", Delta(dropped={Tier.DEVICE: [1]}))
+    await writer.flush()
+    assert await store.execute("EXISTS", *layout.blocks(Tier.DEVICE, [1])) == 0
+    writer.apply("a", Delta(stored={Tier.DEVICE: [4]}))
+    await until(lambda: writer.status().trouble == "full")
+    writer.apply("a", Delta(dropped={Tier.DEVICE: [2]}))
+
+    async def dropped() -> bool:
+        return not await store.execute("EXISTS", *layout.blocks(Tier.DEVICE, [2]))
+
+    await until(dropped)
+    registry = Registry(store, layout)
+    since = time.monotonic()
+
+    async def renewed_for_longer_than_a_lease() -> bool:
+        assert (await registry.refresh()).live == {"a"}
+        return time.monotonic() - since > 0.5
+
+    await until(renewed_for_longer_than_a_lease)
+    await store.execute("CONFIG", "SET", "maxmemory", "0")
+    await writer.flush()
+    held = [await store.execute("EXISTS", key) for key in layout.blocks(Tier.DEVICE, [1, 2, 3, 4])]
+    assert held == [0, 0, 1, 1]
+
+
+async def test_too_many_waiting_deltas_become_a_snapshot(
+    server: Any, layout: Layout, running: Any, until: Until
+) -> None:
+    store = connect(server.url, timeout_s=0.2)
+    keys = [1]
+    writer = writer_of(store, layout, keys, max_pending=1000)
+    registry = Registry(store, layout, poll_s=0.05)
+    mirror = RedisMirror(store, layout, registry, MemoryIndex(100_000))
+    for work in (writer.run(), registry.run(), mirror.run()):
+        running(work)
+    await writer.flush()
+    await mirror.caught_up()
+    server.pause()
+    for start in range(10, 5010, 50):
+        keys += range(start, start + 50)
+        writer.apply("a", Delta(stored={Tier.DEVICE: list(range(start, start + 50))}))
+        assert writer.status().pending <= 1050
+        await asyncio.sleep(0)
+    server.resume()
+    await writer.flush()
+    assert writer.status().snapshots == 2
+    await until(lambda: not mirror.status().trouble)
+    await mirror.caught_up()
+    assert mirror.index.replica_blocks("a") == 5001
+    assert mirror.match(range(10, 5010)) == {"a": Match(5000)}
+
+
+async def test_a_mirror_that_finds_the_stream_trimmed_bootstraps_again(
+    store: Store, layout: Layout, running: Any, until: Until
+) -> None:
+    writer = writer_of(store, layout, [1, 2, 3], stream_cap=1, chunk=1024)
+    registry = Registry(store, layout, poll_s=0.05)
+    mirror = RedisMirror(store, layout, registry, MemoryIndex(100_000))
+    running(registry.run())
+    running(writer.run())
+    follow = running(mirror.run())
+    await writer.flush()
+    await mirror.caught_up()
+    bootstraps = mirror.status().bootstraps
+    follow.cancel()  # a router that is held up
+    await asyncio.gather(follow, return_exceptions=True)
+    writer.apply("a", Delta(dropped={Tier.DEVICE: [2]}))
+    for start in range(100, 10100, 1000):
+        writer.apply("a", Delta(stored={Tier.DEVICE: list(range(start, start + 1000))}))
+        await writer.flush()
+    running(mirror.run())
+    await until(lambda: mirror.status().gaps == 1 and mirror.status().bootstraps == bootstraps + 1)
+    await mirror.caught_up()
+    assert mirror.match([1, 2]) == {"a": Match(1)}
+    assert mirror.match(range(100, 10100)) == {"a": Match(10000)}
+    assert mirror.index.replica_blocks("a") == 10002
+
+
+async def test_a_primary_that_became_a_replica_and_back(
+    server: Any, store: Store, layout: Layout, running: Any, until: Until
+) -> None:
+    writer = writer_of(store, layout, [1, 2])
+    registry = Registry(store, layout, poll_s=0.05)
+    mirror = RedisMirror(store, layout, registry, MemoryIndex(100_000))
+    for work in (writer.run(), registry.run(), mirror.run()):
+        running(work)
+    await writer.flush()
+    await mirror.caught_up()
+    nobody = ("127.0.0.1", "1")
+    await store.execute("REPLICAOF", *nobody)
+    writer.apply("a", Delta(stored={Tier.DEVICE: [3]}))
+    await until(lambda: writer.status().trouble == "readonly")
+    assert writer.status().state is WriterState.DEGRADED
+    await store.execute("CONFIG", "SET", "replica-serve-stale-data", "no")
+    await until(lambda: registry.health.trouble == "loading" and writer.status().trouble == "loading")
+    assert mirror.match([1, 2, 3]) == {"a": Match(2)}, "the last copy stays in use"
+    await store.execute("REPLICAOF", "NO", "ONE")
+    await writer.flush()
+    await until(lambda: mirror.match([1, 2, 3]) == {"a": Match(3)})
+    await until(lambda: writer.status().state is WriterState.LIVE and not registry.health.trouble)
+
+
+async def test_direct_lookups_cost_nothing_while_redis_is_away(
+    stopped_server: Any, layout: Layout, running: Any, until: Until
+) -> None:
+    server = stopped_server
+    server.start()
+    store = connect(server.url, timeout_s=0.2)
+    writer = writer_of(store, layout, [1, 2])
+    registry = Registry(store, layout, poll_s=0.05)
+    direct = RedisDirectIndex(connect(server.url), layout, registry, timeout_s=0.05)
+    running(registry.run())
+    running(writer.run())
+    await writer.flush()
+
+    async def found() -> bool:
+        return await direct.lookup([1, 2, 3]) == {"a": Match(2)}
+
+    await until(found)
+    server.pause()
+    assert await direct.lookup([1]) == {}
+    await until(lambda: registry.health.trouble == "slow")
+    asked = direct.counters.timeouts
+    started = time.process_time()
+    for _ in range(100):
+        assert await direct.lookup([1]) == {}
+    assert time.process_time() - started < 0.05
+    assert direct.counters.timeouts == asked >= 1
+    assert direct.health.trouble == "slow"
+    server.resume()
+    await until(found)
+    server.stop()
+    assert await direct.lookup([1]) == {}
+    skipped = direct.counters.skipped
+    assert await direct.lookup([1]) == {}
+    assert direct.counters.skipped == skipped + 1
+    server.start()
+    await until(found)
+    assert direct.health.trouble is None

@@ -17,8 +17,8 @@ class Endpoint:
 
     `id`: the replica's name, the same as long as it is the same engine (in Kubernetes the pod's name, which is also
     what its agent publishes under). `ready`: whether its platform wants it to get new requests. `terminating`: it is
-    going away; it finishes what it has. Never both. `events`: where it publishes KV events, when the source knows. `rank`: the data-parallel rank it is, where ranks are
-    endpoints of their own.
+    going away; it finishes what it has. Never both. `events`: where it publishes KV events, when the source knows.
+    `rank`: the data-parallel rank it is, where ranks are endpoints of their own.
     """
 
     id: str

@@ -222,6 +222,8 @@ class RedisMirror:
             await self._read_on(BLOCK_MS)
             self.health.ok()
             roster = self._registry.roster
+            if self._origin is not None and not self._origin.generation:
+                roster = await self._registry.refresh()  # the pool's first record makes it another origin: don't wait
             if roster is not None and roster.origin != self._origin:
                 return
 
