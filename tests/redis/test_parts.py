@@ -132,6 +132,7 @@ def test_pools_have_prefixes_of_one_hash_tag() -> None:
         (redis_errors.ConnectionError("refused"), Trouble.DOWN),
         (OSError("no route"), Trouble.DOWN),
         (redis_errors.ClusterDownError("CLUSTERDOWN Hash slot not served"), Trouble.LOADING),
+        (redis_errors.MasterDownError("Link with MASTER is down"), Trouble.LOADING),
         (LayoutError("other"), Trouble.LAYOUT),
         (redis_errors.ResponseError("ERR syntax"), Trouble.ERROR),
     ],

@@ -2,6 +2,7 @@
 {{- define "prefix-router.config" -}}
 {{- $models := .Values.router.models | default list -}}
 {{- $known := list -}}
+{{- $ranked := false -}}
 {{- range $models }}{{- $known = append $known .name -}}{{- end -}}
 {{- $sources := list -}}
 {{- range .Values.engines -}}
@@ -16,8 +17,11 @@
 {{- end -}}
 {{- $models = append $models $model -}}
 {{- end -}}
-{{- $source := dict "service" $engine.fullname "port" "http" "engine" $engine.kind -}}
-{{- $sources = append $sources $source -}}
+{{- if include "prefix-router.ranked" (list $ $engine) -}}
+{{- $ranked = true -}}
+{{- else -}}
+{{- $sources = append $sources (dict "service" $engine.fullname "port" "http" "engine" $engine.kind) -}}
+{{- end -}}
 {{- end -}}
 {{- range .Values.existing -}}
 {{- $sources = append $sources (omit . "podLabels") -}}
@@ -33,6 +37,8 @@
 {{- if include "prefix-router.shared" . -}}
 {{- $_ := set $config "index" (dict "backend" "redis" "lookup" .Values.redis.lookup) -}}
 {{- $redis := dict "pool" .Values.redis.pool -}}
+{{- /* EndpointSlices say when a pod leaves, leases don't: where pods are watched, only they make the fleet. */ -}}
+{{- if and $sources (not $ranked) }}{{- $_ := set $redis "discover" false -}}{{- end -}}
 {{- with include "prefix-router.redisUrl" . }}{{- $_ := set $redis "url" . -}}{{- end -}}
 {{- with .Values.redis.external.username }}{{- $_ := set $redis "username" . -}}{{- end -}}
 {{- if .Values.redis.external.passwordSecret.name }}{{- $_ := set $redis "password_file" "/etc/prefix-router-redis/password" -}}{{- end -}}

@@ -59,9 +59,25 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if or .Values.redis.bundled.enabled $external.url $external.urlSecret.name }}true{{ end }}
 {{- end }}
 
+{{/* "true" when an engine's ranks are targets of their own, which its agent publishes: the pod itself would be one
+target too many. Call with (list root engine), the engine as prefix-router.engine gives it. */}}
+{{- define "prefix-router.ranked" -}}
+{{- $engine := index . 1 -}}
+{{- if and (gt (int $engine.dataParallel) 1) $engine.agent.enabled $engine.events.enabled (include "prefix-router.shared" (index . 0)) }}true{{ end }}
+{{- end }}
+
+{{/* "true" when the router watches this chart's engines. */}}
+{{- define "prefix-router.watchesEngines" -}}
+{{- $watches := "" -}}
+{{- range .Values.engines -}}
+{{- if not (include "prefix-router.ranked" (list $ (include "prefix-router.engine" (list $ .) | fromYaml))) }}{{ $watches = "true" }}{{ end -}}
+{{- end -}}
+{{- $watches -}}
+{{- end }}
+
 {{/* "true" when the router watches EndpointSlices. */}}
 {{- define "prefix-router.watches" -}}
-{{- if or .Values.engines .Values.existing }}true{{ end }}
+{{- if or .Values.existing (include "prefix-router.watchesEngines" .) }}true{{ end }}
 {{- end }}
 
 {{/* The security context of the project's own containers. */}}
@@ -103,8 +119,8 @@ seccompProfile:
 {{- define "prefix-router.check" -}}
 {{- $shared := include "prefix-router.shared" . -}}
 {{- $external := .Values.redis.external -}}
-{{- if not (or .Values.engines .Values.existing .Values.replicas) -}}
-{{- fail "no engines: give engines (the chart runs them), existing (Services that are there) or replicas (URLs); see examples/" -}}
+{{- if not (or .Values.engines .Values.existing .Values.replicas $shared) -}}
+{{- fail "no engines: give engines (the chart runs them), existing (Services that are there), replicas (URLs), or redis with agents that publish there; see examples/" -}}
 {{- end -}}
 {{- if and .Values.redis.bundled.enabled (or $external.url $external.urlSecret.name) -}}
 {{- fail "redis.bundled.enabled and redis.external are both set: choose one" -}}

@@ -43,7 +43,8 @@ def reason(error: BaseException) -> tuple[Trouble, str]:
         ("NOAUTH", "WRONGPASS", "NOPERM", "AUTHENTICATION REQUIRED", "INVALID USERNAME-PASSWORD")
     ):
         return Trouble.AUTH, f"Redis refuses the credentials: {text}; check the username, password and ACL"
-    if isinstance(error, redis_errors.BusyLoadingError) or upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")):
+    not_ready = redis_errors.BusyLoadingError | redis_errors.ClusterDownError  # MASTERDOWN is one of the latter
+    if isinstance(error, not_ready) or upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")):
         return Trouble.LOADING, f"Redis is not ready: {text}"
     if isinstance(error, redis_errors.OutOfMemoryError) or upper.startswith(("OOM", "COMMAND NOT ALLOWED WHEN USED")):
         return Trouble.FULL, f"Redis is full: {text}; raise maxmemory"

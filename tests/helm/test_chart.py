@@ -1,0 +1,197 @@
+"""The chart as helm 3 and helm 4 see it: lint, every example, refused values, and Kubernetes' own schemas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+HELMS = ("helm3", "helm4")
+EXAMPLES = ("minimal.yaml", "vllm-gpu.yaml", "sglang.yaml", "existing-fleet.yaml", "ha-external-valkey.yaml")
+KUBERNETES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+# Kinds of other projects: Kubernetes has no schema of them.
+FOREIGN = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ScaledObject"}
+
+_VALID: set[str] = set()
+
+STATIC: dict[str, Any] = {"replicas": [{"url": "http://10.0.0.7:8000"}]}
+BUNDLED: dict[str, Any] = {"redis": {"bundled": {"enabled": True}}}
+
+
+def engine(**more: Any) -> dict[str, Any]:
+    return {"engines": [{"name": "m", "kind": "vllm", "model": {"id": "org/model"}, **more}]}
+
+
+MATRIX: dict[str, dict[str, Any]] = {
+    "every route": STATIC
+    | {
+        "ingress": {"enabled": True, "className": "nginx", "tls": [{"secretName": "cert", "hosts": ["a.example"]}]},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["a.example"]},
+    },
+    "all monitoring": engine()
+    | {
+        "monitoring": {
+            name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")
+        }
+    },
+    "hpa": STATIC | BUNDLED | {"router": {"autoscaling": {"kind": "hpa", "inFlightMetric": "in_flight"}}},
+    "egress": engine()
+    | BUNDLED
+    | {
+        "existing": [{"service": "other", "namespace": "team-b", "podLabels": {"app": "x"}}],
+        "networkPolicy": {"egress": {"enabled": True, "extra": [{"ports": [{"port": 443}]}]}},
+    },
+    "nothing extra": STATIC
+    | {"networkPolicy": {"enabled": False}, "serviceAccount": {"create": False}, "rbac": {"create": False}},
+    "agents only": BUNDLED | {"router": {"replicaCount": 2}},
+    "external url and secrets": STATIC
+    | {
+        "redis": {
+            "lookup": "redis",
+            "external": {
+                "url": "rediss://cache:6380/0",
+                "passwordSecret": {"name": "pw"},
+                "caSecret": {"name": "ca"},
+                "username": "u",
+            },
+        }
+    },
+    "engine with everything": BUNDLED
+    | engine(
+        replicaCount=3,
+        gpus=8,
+        dataParallel=4,
+        maxModelLen=65536,
+        blockSize=32,
+        cache={"kind": "pvc", "storageClassName": "fast"},
+        autoscaling={"enabled": True, "prometheusAddress": "http://p:9090"},
+        env=[{"name": "A", "value": "b"}],
+        envFrom=[{"secretRef": {"name": "s"}}],
+        hubToken={"secretName": "t"},
+        runtimeClassName="nvidia",
+        priorityClassName="high",
+        nodeSelector={"gpu": "h100"},
+        tolerations=[{"operator": "Exists"}],
+        podLabels={"team": "a"},
+        podAnnotations={"x": "y"},
+    ),
+    "no events, no gpu": engine(gpus=0, events={"enabled": False}, agent={"enabled": False}),
+    "placed router": STATIC
+    | {
+        "commonLabels": {"team": "a"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "router": {
+            "extraVolumes": [{"name": "m", "emptyDir": {}}],
+            "extraVolumeMounts": [{"name": "m", "mountPath": "/m"}],
+            "env": [{"name": "PREFIX_ROUTER_LOG__LEVEL", "value": "debug"}],
+            "tolerations": [{"operator": "Exists"}],
+            "nodeSelector": {"a": "b"},
+            "priorityClassName": "high",
+            "podAnnotations": {"x": "y"},
+        },
+        "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
+    },
+}
+
+
+@pytest.mark.parametrize("version", HELMS)
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_lint_finds_nothing(helm: Callable[..., Any], chart: Path, version: str, example: str) -> None:
+    done = helm(version, "lint", "--strict", str(chart), "--values", str(chart / "examples" / example))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_both_helms_render_the_same(render: Callable[..., Any], example: str) -> None:
+    def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+        return {(o["kind"], o["metadata"]["name"], o["metadata"].get("namespace", "")): o for o in objects}
+
+    assert by_name(render(example, "helm3")) == by_name(render(example, "helm4"))
+
+
+def test_every_example_is_tested(chart: Path) -> None:
+    assert {path.name for path in (chart / "examples").iterdir()} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("values", [*EXAMPLES, *MATRIX.values()], ids=[*EXAMPLES, *MATRIX])
+def test_objects_are_what_kubernetes_takes(render: Callable[..., Any], values: Any) -> None:
+    names = []
+    for found in render(values):
+        names.append((found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"]))
+        assert len(found["metadata"]["name"]) <= 63
+        if found["kind"] in FOREIGN:
+            continue
+        text = json.dumps(found, sort_keys=True)
+        if text in _VALID:
+            continue
+        _VALID.add(text)
+        # No schema for a kind is an error too: then it is missing in that version, or misspelt.
+        for version in KUBERNETES:
+            kubernetes_validate.validate(found, version, strict=True)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (STATIC | {"replicaCount": 2}, "replicaCount"),
+        (STATIC | {"router": {"replicas": 2}}, "replicas"),
+        (STATIC | {"router": {"replicaCount": "two"}}, "replicaCount"),
+        (STATIC | {"redis": {"lookup": "sometimes"}}, "lookup"),
+        (STATIC | {"service": {"port": 70000}}, "port"),
+        (STATIC | {"router": {"autoscaling": {"kind": "vpa"}}}, "kind"),
+        ({"replicas": [{"uri": "http://10.0.0.7:8000"}]}, "uri"),
+        ({"existing": [{"service": "a", "ports": 1}]}, "ports"),
+        (engine(tensorParalel=2), "tensorParalel"),
+        (engine(kind="tgi"), "kind"),
+        ({"engines": [{"kind": "vllm", "model": {"id": "a"}}]}, "name"),
+        (engine(name="Not_A_Name"), "name"),
+        (STATIC | {"redis": {"external": {"password": "plain"}}}, "password"),
+    ],
+)
+def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str, Any], names: str) -> None:
+    for version in HELMS:
+        done = helm(version, "template", "r", str(chart), values=values)
+        assert done.returncode != 0
+        assert names in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "no engines: give engines"),
+        (STATIC | {"router": {"replicaCount": 2}}, "no shared index"),
+        (STATIC | {"router": {"autoscaling": {"kind": "hpa"}}}, "needs a shared index"),
+        (STATIC | BUNDLED | {"router": {"autoscaling": {"kind": "keda"}}}, "prometheusAddress"),
+        (STATIC | {"redis": {"bundled": {"enabled": True}, "external": {"url": "redis://a:1"}}}, "choose one"),
+        (STATIC | {"redis": {"external": {"url": "redis://a:1", "urlSecret": {"name": "a"}}}}, "choose one"),
+        (STATIC | {"httpRoute": {"enabled": True}}, "parentRefs"),
+        ({"engines": [*engine()["engines"], *engine()["engines"]]}, "given twice"),
+        (engine(model={"servedName": "a"}), "model.id is required"),
+        (engine(gpus=8, dataParallel=8, events={"port": 5557, "replayPort": 5558}), "at least dataParallel (8)"),
+        (engine(gpus=8, tensorParallel=3), "must be the pod's gpus (8)"),
+        (engine(replicaCount=2, cache={"kind": "pvc", "accessMode": "ReadWriteOnce"}), "ReadWriteMany"),
+        (engine(cache={"kind": "existingClaim"}), "claimName"),
+        (engine(autoscaling={"enabled": True}), "prometheusAddress"),
+    ],
+)
+def test_broken_installations_are_refused(
+    helm: Callable[..., Any], chart: Path, values: dict[str, Any], says: str
+) -> None:
+    for version in HELMS:
+        done = helm(version, "template", "r", str(chart), values=values)
+        assert done.returncode != 0
+        assert says in done.stderr
+
+
+def test_values_are_all_in_the_schema(chart: Path) -> None:
+    values = yaml.safe_load((chart / "values.yaml").read_text(encoding="utf-8"))
+    schema = yaml.safe_load((chart / "values.schema.json").read_text(encoding="utf-8"))
+    assert schema["additionalProperties"] is False
+    assert set(values) <= set(schema["properties"])

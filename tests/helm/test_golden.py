@@ -1,0 +1,281 @@
+"""The rendered objects fit each other and the code: selectors, ports, rights, configuration, agent flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from replica import agent
+from router.config import Config, load_config
+
+Objects = list[dict[str, Any]]
+Render = Callable[..., Objects]
+
+EXAMPLES = ("minimal.yaml", "vllm-gpu.yaml", "sglang.yaml", "existing-fleet.yaml", "ha-external-valkey.yaml")
+VALKEY = {"redis": {"bundled": {"enabled": True}}}
+NAMESPACE = "inference"
+
+
+def named(objects: Objects, kind: str, name: str) -> dict[str, Any]:
+    (found,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def templates(objects: Objects) -> Iterator[dict[str, Any]]:
+    """The pods that will exist: of Deployments, and bare ones."""
+    for found in objects:
+        if found["kind"] == "Deployment":
+            yield found["spec"]["template"]
+        elif found["kind"] == "Pod":
+            yield found
+
+
+def selected(objects: Objects, selector: dict[str, Any]) -> Objects:
+    wanted = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
+    exist = [e["key"] for e in selector.get("matchExpressions", [])]
+    return [
+        pod
+        for pod in templates(objects)
+        if wanted.items() <= pod["metadata"]["labels"].items() and all(k in pod["metadata"]["labels"] for k in exist)
+    ]
+
+
+def ports(pod: dict[str, Any]) -> dict[str, int]:
+    return {
+        port["name"]: port["containerPort"]
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports", [])
+    }
+
+
+def config_of(objects: Objects, tmp_path: Path, env: dict[str, str] | None = None) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(named(objects, "ConfigMap", "r-prefix-router")["data"]["config.yaml"], encoding="utf-8")
+    return load_config(path, env or {})
+
+
+@pytest.fixture(params=EXAMPLES)
+def objects(request: pytest.FixtureRequest, render: Render) -> Objects:
+    return render(request.param)
+
+
+def test_every_selector_finds_its_own_pods(objects: Objects) -> None:
+    for found in objects:
+        match found["kind"]:
+            case "Deployment":
+                selector = found["spec"]["selector"]
+                assert selected(objects, selector) == [found["spec"]["template"]]
+                for spread in found["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
+                    assert selected(objects, spread["labelSelector"]) == [found["spec"]["template"]]
+            case "Service" | "PodDisruptionBudget":
+                selector = found["spec"]["selector"]
+                assert len(selected(objects, selector)) == 1, found["metadata"]["name"]
+            case "NetworkPolicy":
+                assert len(selected(objects, found["spec"]["podSelector"])) == 1
+            case "PodMonitor":
+                assert all(
+                    "engine" in pod["spec"]["containers"][0]["name"]
+                    for pod in selected(objects, found["spec"]["selector"])
+                )
+                assert selected(objects, found["spec"]["selector"])
+            case "ServiceMonitor":
+                wanted = found["spec"]["selector"]["matchLabels"].items()
+                services = [o for o in objects if o["kind"] == "Service" and wanted <= o["metadata"]["labels"].items()]
+                assert [s["metadata"]["name"] for s in services] == ["r-prefix-router-admin"]
+                assert found["spec"]["endpoints"][0]["port"] == services[0]["spec"]["ports"][0]["name"]
+
+
+def test_ports_line_up(objects: Objects) -> None:
+    for found in objects:
+        if found["kind"] == "Service":
+            (pod,) = selected(objects, found["spec"]["selector"])
+            for port in found["spec"]["ports"]:
+                assert port["targetPort"] in ports(pod)
+        elif found["kind"] == "NetworkPolicy":
+            (pod,) = selected(objects, found["spec"]["podSelector"])
+            for rule in found["spec"].get("ingress", []):
+                assert all(port["port"] in ports(pod) for port in rule.get("ports", []))
+    for pod in templates(objects):
+        named_ports = ports(pod)
+        assert len(set(named_ports.values())) == len(named_ports)
+        assert all(len(name) <= 15 for name in named_ports)
+        for container in pod["spec"]["containers"]:
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if "httpGet" in container.get(probe, {}):
+                    assert container[probe]["httpGet"]["port"] in named_ports
+
+
+def test_router_listens_where_the_service_sends(objects: Objects, tmp_path: Path) -> None:
+    config = config_of(objects, tmp_path)
+    container = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]["containers"][0]
+    assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
+        "http": config.listen.port,
+        "admin": config.admin.port,
+    }
+    assert config.listen.host == config.admin.host == "0.0.0.0"
+
+
+def test_pods_outlive_their_drain(objects: Objects, tmp_path: Path) -> None:
+    spec = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] > config_of(objects, tmp_path).shutdown.grace_s
+    for pod in templates(objects):
+        for container in pod["spec"]["containers"]:
+            if container["name"] == "engine":
+                seconds = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+                assert pod["spec"]["terminationGracePeriodSeconds"] > seconds
+
+
+def test_mounts_and_secrets_exist(objects: Objects) -> None:
+    configs = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
+    claims = {o["metadata"]["name"] for o in objects if o["kind"] == "PersistentVolumeClaim"} | {"model-files"}
+    for pod in templates(objects):
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        for container in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]:
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= set(volumes)
+            assert not container["image"].endswith(("latest", ":"))
+        for volume in volumes.values():
+            assert volume.get("configMap", {}).get("name", next(iter(configs))) in configs
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", "model-files") in claims
+    # Secrets are the user's; the chart writes none.
+    assert not [o for o in objects if o["kind"] == "Secret"]
+
+
+def test_own_containers_have_no_rights(objects: Objects) -> None:
+    for pod in templates(objects):
+        for container in pod["spec"].get("initContainers", []) + pod["spec"]["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            if container["name"] != "engine":
+                assert security["readOnlyRootFilesystem"] is True
+                assert {**pod["spec"]["securityContext"], **security}["runAsNonRoot"] is True
+        watches = pod["metadata"]["labels"]["app.kubernetes.io/component"] == "router"
+        assert watches or pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_roles_are_what_discovery_asks(objects: Objects, chart: Path, tmp_path: Path) -> None:
+    rules = yaml.safe_load((chart / "files" / "role-rules.yaml").read_text(encoding="utf-8"))
+    config = config_of(objects, tmp_path)
+    roles = {o["metadata"]["namespace"]: o for o in objects if o["kind"] == "Role"}
+    assert all(role["rules"] == rules for role in roles.values())
+    assert {source.namespace or NAMESPACE for source in config.discovery.kubernetes} <= set(roles)
+    assert not [o for o in objects if o["kind"] == "ClusterRole"]
+    pod = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is bool(config.discovery.kubernetes)
+    for found in objects:
+        if found["kind"] == "RoleBinding":
+            assert found["roleRef"]["name"] == roles[found["metadata"]["namespace"]]["metadata"]["name"]
+            assert found["subjects"][0] | {"apiGroup": ""} == {
+                "apiGroup": "",
+                "kind": "ServiceAccount",
+                "name": pod["serviceAccountName"],
+                "namespace": NAMESPACE,
+            }
+
+
+def test_router_finds_the_charts_engines(objects: Objects, tmp_path: Path) -> None:
+    for source in config_of(objects, tmp_path).discovery.kubernetes:
+        if source.service and source.service.startswith("r-prefix-router"):
+            service = named(objects, "Service", source.service)
+            assert source.port in [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_agents_flags_are_the_agents(objects: Objects, tmp_path: Path) -> None:
+    config = config_of(objects, tmp_path)
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    agent.add_arguments(parser)
+    for pod in templates(objects):
+        for container in pod["spec"].get("initContainers", []):
+            assert container["restartPolicy"] == "Always"
+            command, *flags = container["args"]
+            args = parser.parse_args(flags)
+            assert command == "agent"
+            assert args.pool == config.redis.pool
+            assert args.engine_url.endswith(f":{ports(pod)['http']}")
+            given = {variable["name"] for variable in container["env"]}
+            assert set(re.findall(r"\$\((\w+)\)", " ".join(flags))) <= given
+            assert config.index.backend == "redis"
+
+
+@pytest.mark.parametrize("example", ["vllm-gpu.yaml", "sglang.yaml", "ha-external-valkey.yaml"])
+def test_engine_arguments(render: Render, example: str) -> None:
+    """Flags and event settings as docs/kv-events.md has them, and open ports for every rank."""
+    seen = 0
+    for pod in templates(render(example)):
+        (container,) = pod["spec"]["containers"]
+        if container["name"] != "engine":
+            continue
+        seen += 1
+        flags = dict(arg.removeprefix("--").partition("=")[::2] for arg in container["args"] if arg.startswith("--"))
+        events = json.loads(flags["kv-events-config"])
+        sglang = "sglang" in container["image"]
+        assert events.pop("enable_kv_cache_events", None) is (None if sglang else True)
+        assert set(events) == {"publisher", "endpoint", "replay_endpoint", "buffer_steps", "topic"}
+        assert events["publisher"] == "zmq"
+        if sglang:
+            assert {"enable-cache-report", "enable-metrics"} <= set(flags)
+            assert int(flags["page-size"]) >= 16
+        else:
+            assert {"enable-prefix-caching", "enable-prompt-tokens-details"} <= set(flags)
+        ranks = int(flags.get("dp-size", flags.get("data-parallel-size", "1")))
+        used = []
+        for key in ("endpoint", "replay_endpoint"):
+            first = int(re.fullmatch(r"tcp://\*:(\d+)", events[key])[1])  # type: ignore[index]
+            used += range(first, first + ranks)
+        assert len(set(used)) == 2 * ranks
+        assert set(used) | {int(flags["port"])} == set(ports(pod).values())
+        gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+        tensor = int(flags.get("tp-size", flags.get("tensor-parallel-size", "1")))
+        assert tensor * ranks == gpus
+    assert seen == 1
+
+
+def test_ranks_come_from_agents_only(render: Render, tmp_path: Path) -> None:
+    """A pod with ranks is no target itself, and watched pods are no targets twice."""
+    config = config_of(render("sglang.yaml"), tmp_path)
+    assert config.discovery.kubernetes == []
+    assert config.redis.discover
+    config = config_of(render("vllm-gpu.yaml"), tmp_path)
+    assert [source.service for source in config.discovery.kubernetes] == ["r-prefix-router-qwen3-8b"]
+    assert not config.redis.discover
+
+
+def test_a_changed_configuration_rolls_the_pods(render: Render) -> None:
+    def checksum(policy: str) -> str:
+        objects = render(
+            {"replicas": [{"url": "http://10.0.0.7:8000"}], "router": {"config": {"routing": {"policy": policy}}}}
+        )
+        pod = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]
+        return str(pod["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum("session") != checksum("prefix")
+
+
+def test_redis_secrets_are_mounted_where_the_configuration_says(render: Render, tmp_path: Path) -> None:
+    objects = render("ha-external-valkey.yaml")
+    config = config_of(objects, tmp_path, {"PREFIX_ROUTER_REDIS__URL": "rediss://cache:6380/0"})
+    assert config.redis.url == "rediss://cache:6380/0"
+    for pod in templates(objects):
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "test":
+            continue
+        (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "redis-secrets"]
+        files = {item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]}
+        assert {"/etc/prefix-router-redis/" + name for name in files} == {
+            config.redis.password_file,
+            config.redis.ca_file,
+        }
+
+
+def test_overrides_are_laid_over(render: Render, tmp_path: Path) -> None:
+    values = VALKEY | {"router": {"config": {"redis": {"timeout_s": 2}, "log": {"access": True}}}}
+    config = config_of(render(values), tmp_path)
+    assert config.redis.timeout_s == 2
+    assert config.redis.url == "redis://r-prefix-router-valkey:6379/0"
+    assert config.log.access
