@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-engines lint format bench docs clean
+.PHONY: help demo test test-engines test-helm lint format bench docs clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
@@ -25,6 +25,10 @@ demo: $(VENV)/core ## simulated fleet, router and agents: hit rates of round rob
 test: $(VENV)/dev ## all tests
 	$(BIN)/python tests/prepare.py
 	$(BIN)/python -m pytest
+
+test-helm: $(VENV)/dev ## the Helm chart alone (part of make test)
+	$(BIN)/python tests/helm/fetch_tools.py
+	$(BIN)/python -m pytest tests/helm
 
 test-engines: $(VENV)/dev ## against real vLLM on the CPU (installs it once: 614 MB)
 	$(BIN)/python tests/engines_real/prepare.py

@@ -217,8 +217,9 @@ class MemoryIndex:
         mask = self._live
         depth = 0
         for depth, key in enumerate(chain):
-            held = shards[key & select].get(key, 0) & mask
-            if held != mask:
+            held = shards[key & select].get(key, 0)
+            # Who holds a block holds what comes before it, so the holders are mostly those left: that needs no AND.
+            if held != mask and (held := held & mask) != mask:
                 mask = walk.step(depth, key, held, mask)
                 if not mask:
                     break

@@ -165,3 +165,13 @@ def test_following_the_changes_gives_the_roster(reported: list[tuple[str, list[E
             fleet[turned.id] = turned
         assert fleet == {e.id: e for e in roster}
         assert len({e.url for e in fleet.values()}) == len(fleet)
+
+
+def test_an_engine_named_by_two_sources_leaves_when_either_says_so() -> None:
+    roster = Roster()
+    pod = Endpoint("pod", "http://10.0.0.7:8000")
+    assert [e.id for e in roster.report("leases", [pod]).added] == ["pod"]
+    assert not roster.report("kubernetes", [replace(pod, labels={"zone": "a"})]).conflicts
+    turned = roster.report("kubernetes", [replace(pod, ready=False, terminating=True)]).turned
+    assert [(e.id, e.ready, e.terminating) for e in turned] == [("pod", False, True)]
+    assert roster.report("kubernetes", []).turned[0].ready

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from replica import agent
+from router import serve
 from router.config import Config, load_config
 
 Objects = list[dict[str, Any]]
@@ -122,6 +123,19 @@ def test_router_listens_where_the_service_sends(objects: Objects, tmp_path: Path
     assert config.listen.host == config.admin.host == "0.0.0.0"
 
 
+def test_router_accepts_its_command_line(objects: Objects, tmp_path: Path) -> None:
+    config_of(objects, tmp_path)
+    container = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]["containers"][0]
+    command, *flags = container["args"]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    serve.add_arguments(parser)
+    args = parser.parse_args(flags)
+    assert command == "serve"
+    assert args.config == Path("/etc/prefix-router/config.yaml")
+    args.config = tmp_path / "config.yaml"
+    serve.configuration(args)
+
+
 def test_pods_outlive_their_drain(objects: Objects, tmp_path: Path) -> None:
     spec = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] > config_of(objects, tmp_path).shutdown.grace_s
@@ -213,7 +227,11 @@ def test_engine_arguments(render: Render, example: str) -> None:
         if container["name"] != "engine":
             continue
         seen += 1
-        flags = dict(arg.removeprefix("--").partition("=")[::2] for arg in container["args"] if arg.startswith("--"))
+        flags = {
+            arg.removeprefix("--").partition("=")[0]: arg.partition("=")[2]
+            for arg in container["args"]
+            if arg.startswith("--")
+        }
         events = json.loads(flags["kv-events-config"])
         sglang = "sglang" in container["image"]
         assert events.pop("enable_kv_cache_events", None) is (None if sglang else True)
@@ -225,7 +243,7 @@ def test_engine_arguments(render: Render, example: str) -> None:
         else:
             assert {"enable-prefix-caching", "enable-prompt-tokens-details"} <= set(flags)
         ranks = int(flags.get("dp-size", flags.get("data-parallel-size", "1")))
-        used = []
+        used: list[int] = []
         for key in ("endpoint", "replay_endpoint"):
             first = int(re.fullmatch(r"tcp://\*:(\d+)", events[key])[1])  # type: ignore[index]
             used += range(first, first + ranks)

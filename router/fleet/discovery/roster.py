@@ -49,7 +49,13 @@ class Roster:
                 if owner is None:
                     merged[endpoint.id] = endpoint
                     places[place] = endpoint.id
-                elif owner != endpoint.id or merged[owner].url != endpoint.url:
+                elif owner == endpoint.id and merged[owner].url == endpoint.url:
+                    # The same engine by two sources: whoever says that it is going away is right.
+                    known = merged[owner]
+                    terminating = known.terminating or endpoint.terminating
+                    ready = known.ready and endpoint.ready
+                    merged[owner] = replace(known, terminating=terminating, ready=ready and not terminating)
+                else:
                     changes.conflicts.append(f"{name}: {endpoint.id} at {endpoint.url} is left out: taken by {owner}")
         for known in self._current.values():
             now = merged.get(known.id)
