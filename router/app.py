@@ -133,17 +133,18 @@ class App:
 
     def add(self, replica: Replica) -> None:
         """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""
+        address = origin(replica.url)
         self.fleet.add(replica)
-        self._origins[replica.id] = origin(replica.url)
+        self._origins[replica.id] = address
         self.prober.watch(replica)
 
     async def remove(self, replica_id: str) -> None:
         """Take a replica out of the fleet; its running requests go on."""
         if self.fleet.remove(replica_id) is not None:
+            del self._origins[replica_id]
             await self.prober.unwatch(replica_id)
             self.trust.unwatch(replica_id)
             await self.feeds.unfollow(replica_id)
-            del self._origins[replica_id]
 
     async def stop(self) -> None:
         """Readiness off, running answers finish within the grace time, everything closed."""
@@ -283,7 +284,9 @@ def make_policy(routing: Routing) -> Policy:
 
 
 def origin(url: str) -> Origin:
-    """The address of a replica's base URL."""
+    """The address of a replica's base URL. Raises ValueError for a URL without a host or with an impossible port."""
     parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError(f"{url} has no host")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Origin(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+    return Origin(parts.hostname, parts.port or (443 if tls else 80), tls)

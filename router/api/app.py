@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -73,13 +75,14 @@ class Api:
                 response.send(200 if able else 503, JSON, msgspec.json.encode(said))
                 return True
             if path == "/v1/models" or path.startswith("/v1/models/"):
-                response.send(200, JSON, msgspec.json.encode(self._models(path[len("/v1/models/") :])))
+                response.send(200, JSON, msgspec.json.encode(self._models(unquote(path[len("/v1/models/") :]))))
                 return True
             if path == "/metrics":
                 raise ApiError(404, "/metrics is on the admin port (admin.port, default 9000)", code="not_found")
         if not path.startswith("/"):
             raise ApiError(400, "the request target must be a path", code="invalid_path")
-        blocked = next((b for b in self._blocked if path == b or path.startswith((b + "/", b + "_"))), None)
+        plain = re.sub("/+", "/", unquote(path))  # as a server that decodes and merges slashes would read it
+        blocked = next((b for b in self._blocked if plain == b or plain.startswith((b + "/", b + "_"))), None)
         if blocked is not None:
             message = f"{path} controls one engine and is not forwarded; call the replica itself"
             raise ApiError(404, message, code="not_forwarded")

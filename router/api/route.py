@@ -21,7 +21,7 @@ from router.http.upstream import Origin
 from router.index.types import Match
 from router.observe.metrics import Metrics
 from router.prompt.requests import ApiRequest, Endpoint
-from router.prompt.stage import Prompt, PromptStage
+from router.prompt.stage import Prompt, PromptStage, UnknownModel
 from router.proxy.forward import Attempt, Forwarder, Outcome, Target
 from router.routing.types import Ask, Candidate, Decision, Policy
 
@@ -77,7 +77,11 @@ class Route:
             if parsed.endpoint is not Endpoint.OTHER:
                 # A native /generate names no model: the engine has one.
                 named = parsed if parsed.model is not None else replace(parsed, model=info.models[0])
-                prompt = await self.prompts.prepare(named, engine=info.kind)
+                try:
+                    prompt = await self.prompts.prepare(named, engine=info.kind)
+                except UnknownModel:  # a replica has just come back with a model that is still being loaded
+                    message = f"The model `{named.model}` is being loaded; try again shortly."
+                    raise ApiError(503, message, param="model", code="model_loading", retry_after_s=1) from None
             known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
         prepared = perf_counter()
         routed = _Routed(self, request, parsed, replicas, known)
@@ -206,7 +210,7 @@ class _Routed:
         sequences = self._parsed.n * max(1, len(self._parsed.prompts))
         self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
         route.fleet.chosen(replica)
-        route.feeds.routed(replica, prompt.chain, self._held(replica)[0], prompt.exact)
+        route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
         route.metrics.decisions.labels(target.id, self._reason).inc()
         route.metrics.prompt_tokens.labels(target.id).inc(prompt.tokens)
         route.metrics.matched_tokens.labels(target.id).inc(matched)
@@ -217,6 +221,10 @@ class _Routed:
         """The prompt is prefilled."""
         if self._ticket is not None:
             self._ticket.first_byte()
+        if status < 400:
+            replica = self._candidates[target.id].replica
+            prompt = self._prompt(replica).prompt
+            self._route.feeds.answered(replica, prompt.chain, prompt.exact)
 
     def on_end(self, target: Target, attempt: Attempt) -> None:
         """Whatever happened, the work is no longer there."""

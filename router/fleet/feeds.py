@@ -118,17 +118,19 @@ class Feeds:
         """Of a lookup's matches, the one that speaks for `replica` and a prompt with or without exact token ids."""
         if self.shared is not None and (source := self._sources.get(replica.id)) is not None:
             replica.feed, replica.feed_reason = self.shared.feed(replica, source.block_size)
-        known = exact and replica.feed is Feed.EVENTS and not replica.distrust
-        return matches.get(replica.id if known else _shadow_id(replica.id), NOTHING)
+        return matches.get(_entry(replica, exact), NOTHING)
 
-    def routed(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
-        """A prompt was just sent to `replica`: expect it to hold the chain."""
-        if exact and replica.feed is Feed.EVENTS and not replica.distrust:
-            # Only what events have not confirmed: the overlay is consulted just where confirmed blocks end. Confirmed
-            # blocks that are not in this index (direct lookups) can't end there: the whole chain is predicted.
-            direct = self.shared is not None and self._owns_slots
-            self.index.predict(replica.id, chain if direct else chain[held.blocks - held.predicted :])
-        elif (source := self._sources.get(replica.id)) is not None:
+    def expect(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
+        """A prompt was just sent to `replica`: for a short while it counts as held there."""
+        # Only what is not confirmed: the overlay is consulted just where confirmed blocks end. Confirmed blocks that
+        # are not in this index (direct lookups) can't end there: the whole chain is predicted.
+        direct = self.shared is not None and self._owns_slots
+        self.index.predict(_entry(replica, exact), chain if direct else chain[held.blocks - held.predicted :])
+
+    def answered(self, replica: Replica, chain: Sequence[int], exact: bool) -> None:
+        """`replica` has begun to answer the prompt: a modelled cache now has it; events tell for themselves."""
+        source = self._sources.get(replica.id)
+        if source is not None and not _followed(replica, exact):
             self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain))
 
     def status(self) -> dict[str, dict[str, Any]]:
@@ -157,6 +159,16 @@ class Feeds:
             source.task.cancel()
             await asyncio.gather(source.task, return_exceptions=True)
         source.task = source.subscriber = source.settings = None
+
+
+def _followed(replica: Replica, exact: bool) -> bool:
+    """Whether the replica's events say what it holds of such a prompt."""
+    return exact and replica.feed is Feed.EVENTS and not replica.distrust
+
+
+def _entry(replica: Replica, exact: bool) -> str:
+    """The entry of the index that speaks for a replica: its own, or its shadow's."""
+    return replica.id if _followed(replica, exact) else _shadow_id(replica.id)
 
 
 def _shadow_id(replica_id: str) -> str:

@@ -58,31 +58,41 @@ class Membership:
     async def _carry_out(self) -> None:
         while True:
             source, endpoints = await self._reports.get()
-            changes = self._roster.report(source, endpoints)
-            for conflict in changes.conflicts:
-                if conflict not in self._said:
-                    self._said.add(conflict)
-                    log.warning("discovery: %s", conflict)
-            for replica_id in changes.removed:
-                log.info("replica %s left the fleet (%s)", replica_id, source)
-                await self._remove(replica_id)
-            for endpoint in changes.added:
-                log.info("replica %s joined the fleet at %s (%s)", endpoint.id, endpoint.url, source)
-                replica = Replica(
-                    endpoint.id,
-                    endpoint.url,
-                    kind=endpoint.kind,
-                    rank=endpoint.rank,
-                    events=endpoint.events,
-                    labels=endpoint.labels,
-                )
+            try:
+                await self._apply(source, endpoints)
+            except Exception:
+                log.exception("discovery: what %s reported could not be carried out", source)
+
+    async def _apply(self, source: str, endpoints: list[Endpoint]) -> None:
+        changes = self._roster.report(source, endpoints)
+        for conflict in changes.conflicts:
+            if conflict not in self._said:
+                self._said.add(conflict)
+                log.warning("discovery: %s", conflict)
+        for replica_id in changes.removed:
+            log.info("replica %s left the fleet (%s)", replica_id, source)
+            await self._remove(replica_id)
+        for endpoint in changes.added:
+            log.info("replica %s joined the fleet at %s (%s)", endpoint.id, endpoint.url, source)
+            replica = Replica(
+                endpoint.id,
+                endpoint.url,
+                kind=endpoint.kind,
+                rank=endpoint.rank,
+                events=endpoint.events,
+                labels=endpoint.labels,
+            )
+            try:
                 self._add(replica)
-                self._turn(replica, endpoint)
-            for endpoint in changes.turned:
-                known = self._fleet.get(endpoint.id)
-                if known is not None:
-                    known.labels = endpoint.labels
-                    self._turn(known, endpoint)
+            except ValueError as error:
+                log.warning("replica %s can't be used: %s (%s)", endpoint.id, error, source)
+                continue
+            self._turn(replica, endpoint)
+        for endpoint in changes.turned:
+            known = self._fleet.get(endpoint.id)
+            if known is not None:
+                known.labels = endpoint.labels
+                self._turn(known, endpoint)
 
     def _turn(self, replica: Replica, endpoint: Endpoint) -> None:
         if endpoint.terminating or not endpoint.ready:

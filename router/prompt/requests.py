@@ -53,6 +53,10 @@ _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
 
 
+MAX_SEQUENCES = 1024
+"""More than any engine runs for one request; `n` is cut to it in the router's books (the body goes out unchanged)."""
+
+
 class BadRequest(Exception):
     """A request no engine would accept; the fields of an OpenAI-shaped error."""
 
@@ -123,7 +127,7 @@ def parse_request(path: str, body: bytes) -> ApiRequest:
         model=_model(decoded),
         stream=_boolean(decoded, "stream") or path.partition("?")[0].endswith("/generate_stream"),
         max_tokens=_max_tokens(endpoint, decoded),
-        n=max(1, _integer(decoded, "n") or 1),
+        n=min(MAX_SEQUENCES, max(1, _integer(decoded, "n") or 1)),
         salt=_salt(decoded),
         prompts=_prompts(endpoint, decoded),
         session=_session(decoded),

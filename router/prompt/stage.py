@@ -149,6 +149,8 @@ class PromptStage:
         first = b""
         tokens = 0
         for position, prompt in enumerate(plan.prompts):
+            if position % 16 == 15:
+                await asyncio.sleep(0)  # a list of thousands of prompts must not hold up the loop
             packed = [part if isinstance(part, bytes) else await self._encode(part, spec) for part in prompt]
             ids = plan.cut(b"".join(packed))
             tokens += len(ids) // TOKEN_BYTES
@@ -183,6 +185,9 @@ class PromptStage:
             if ids is not None:
                 chain = await self._chain(start, ids, spec.block_size)
                 return Prompt(len(ids) // TOKEN_BYTES, chain, spec.block_size, True, None, ids)
-        text = canonical_text(request)
+        try:
+            text = canonical_text(request)
+        except RecursionError:  # nested deeper than text can be taken from: routed by load
+            text = b""
         chain = await self._chain(approximate_root(start), text, spec.block_size)
         return Prompt(len(text) // TOKEN_BYTES, chain, spec.block_size, False, reason)

@@ -57,3 +57,22 @@ async def test_replicas_join_and_leave_by_a_file_without_a_lost_answer(build, tm
     file.write_text("{")
     await until(lambda: any("discovery" in line for line in system.app.ready()[1]["degraded"]), "/ready names the file")
     assert up() == urls[2:], "what can't be read changes nothing"
+
+
+async def test_one_impossible_address_does_not_stop_the_others(build, tmp_path: Path) -> None:
+    file = tmp_path / "replicas.yaml"
+    file.write_text("[]")
+    system = await build(
+        replicas=1, settings={"replicas": [], "discovery.files": [{"path": str(file), "interval_s": 0.02}]}
+    )
+    bad = {"id": "bad", "url": "http://127.0.0.1:99999"}
+    fresh = tmp_path / "fresh"
+    fresh.write_text(json.dumps([bad, {"id": "good", "url": system.fleet[0].url}]))
+    fresh.replace(file)
+    await until(
+        lambda: (
+            [r.id for r in system.app.fleet if r.health is Health.UP] == ["good"]
+            or any("99999" in line for line in system.app.ready()[1]["degraded"])
+        ),
+        "the good one joined, or the file was refused by name",
+    )

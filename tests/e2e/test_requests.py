@@ -280,3 +280,43 @@ async def test_a_pipelined_raw_client_gets_its_answers_in_order(build) -> None:
     writer.close()
     assert answer.count(b"HTTP/1.1 200") == 2, answer
     assert answer.endswith(b'{"status":"ok"}')
+
+
+@pytest.mark.parametrize("path", ["/%72eset_prefix_cache", "//reset_prefix_cache", "/%6detrics", "/sleep/x"])
+async def test_control_paths_are_not_reached_by_another_spelling(build, path: str) -> None:
+    system = await build(simulator={"record_requests": 10})
+    reader, writer = await asyncio.open_connection("127.0.0.1", system.app.server.port)
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert not any(request.target == path for simulated in system.fleet for request in simulated.requests)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"sim","messages":[{"role":"user","content":' + b"[" * 900 + b"]" * 900 + b"}]}",
+        b'{"model":"sim","max_tokens":1,"n":1e308,"messages":[{"role":"user","content":"x"}]}',
+    ],
+)
+async def test_absurd_but_parsable_bodies_are_the_engines_to_judge(build, body: bytes) -> None:
+    system = await build(replicas=1)
+    system.fleet[0].fault(status=400, status_times=1)
+    headers = {"content-type": "application/json"}
+    async with system.client.post(system.url + "/v1/chat/completions", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert "internal error" not in await answer.text()
+    await system.idle()
+
+
+async def test_a_refused_prompt_is_not_remembered_as_held_by_a_modelled_cache(build) -> None:
+    system = await build(replicas=1, simulator={"events": False})
+    system.fleet[0].fault(status=400, status_times=1)
+    body = {"model": "sim", "messages": [SYSTEM, user("x")], "max_tokens": 1}
+    status, _, _ = await system.post("/v1/chat/completions", body)
+    assert status == 400
+    assert system.app.index.blocks == 0
+    await system.chat([SYSTEM, user("x")])
+    assert system.app.index.blocks > 10

@@ -82,6 +82,8 @@ class InFlightShare:
                     self.health.ok()
                 except STORE_ERRORS as error:
                     self.health.fail(error)
+                except Exception:
+                    log.exception("%s could not be exchanged", self.health.name)
                 await asyncio.sleep(self._interval_s)
         finally:
             await self._leave()
