@@ -100,7 +100,7 @@ class VirtualRouter:
         matched = min(best.held_tokens, hittable)
         ticket = replica.load.begin(max(0, tokens - matched), 1)
         self.fleet.chosen(replica)
-        feeds.routed(replica, chain, feeds.held(replica, matches, True), True)
+        feeds.expect(replica, chain, feeds.held(replica, matches, True), True)
         return Routed(ask, self.places[replica.id], matched, ticket, decision.reason, now)
 
     def first_byte(self, routed: Routed, now: float) -> None:
