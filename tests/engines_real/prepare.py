@@ -18,7 +18,12 @@ def main() -> int:
         print("installing vLLM for the CPU into .cache/vllm (614 MB to download) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(CACHE / "vllm")], check=True)
         requirements = str(HERE / "vllm-requirements.txt")
-        subprocess.run([str(PYTHON), "-m", "pip", "install", "-q", "--no-deps", "-r", requirements], check=True)
+        # torch without its CUDA packages: pip must find a CPU build of that version (PIP_FIND_LINKS, or its own index).
+        if subprocess.run(
+            [str(PYTHON), "-m", "pip", "install", "-q", "--no-deps", "-r", requirements], check=False
+        ).returncode:
+            print("vLLM could not be installed: see pip's message above", file=sys.stderr)
+            return 1
     if not (MODEL / "model.safetensors").exists():
         print("making the tiny model in .cache/tiny-model ...", flush=True)
         subprocess.run([str(PYTHON), str(HERE / "make_tiny_model.py"), str(MODEL)], check=True)
