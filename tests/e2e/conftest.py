@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
+from support.waiting import until
 
 from replica.simulator.config import MODEL_DIR, ReplicaConfig
 from replica.simulator.fleet import SimulatedFleet
@@ -18,16 +18,6 @@ from router.config import load_config
 from router.fleet.replica import Feed, Health, Replica
 
 MODEL = "sim"
-
-
-async def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Wait for a condition, with the loop free; fails with `what` after `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
 class Stack:

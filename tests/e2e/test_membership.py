@@ -6,16 +6,9 @@ import asyncio
 import json
 from pathlib import Path
 
+from support.waiting import until
+
 from router.fleet.replica import Health
-
-
-async def until(condition, what: str) -> None:
-    try:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(what) from None
 
 
 async def test_replicas_join_and_leave_by_a_file_without_a_lost_answer(build, tmp_path: Path) -> None:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from pathlib import Path
 
+from support.waiting import until
+
 from replica.simulator.config import MODEL_DIR
-
-
-async def until(condition, what: str) -> None:
-    try:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(what) from None
 
 
 async def test_another_template_is_found_out_and_requests_still_stay_together(build, tmp_path: Path) -> None:

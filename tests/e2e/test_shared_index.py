@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from support.redis_server import BINARIES, Server
+from support.waiting import until
 
 from replica.publication import Publication
 from replica.simulator.config import MODEL_DIR, ReplicaConfig
@@ -24,15 +25,6 @@ from router.index.redis.connect import connect
 from router.index.redis.layout import Layout
 
 SYSTEM = {"role": "system", "content": "You are a careful coding agent. " * 40}
-
-
-async def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds} s: {what}") from None
 
 
 @pytest.fixture
