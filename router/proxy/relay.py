@@ -67,13 +67,15 @@ class Relay:
         self._response.end()
 
     def fail(self, status: int, message: str) -> None:
-        """The body broke off: an error event and a clean end where that is possible, else the connection ends."""
+        """The body broke off: an error event and a clean end where that is possible, else the connection ends.
+
+        After a clean end the connection stays open: its head promised so, and a client may send its next request at once.
+        """
         response = self._response
         if not (self._watch.sse and self._at_boundary and not self._watch.encoded):
             response.abort()
             return
         event = response.errors.event(status, message)
-        response.keep_alive = False
         response.write(chunk(event) + LAST_CHUNK if self._framed else event)
         response.end()
 
