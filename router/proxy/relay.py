@@ -69,7 +69,7 @@ class Relay:
     def fail(self, status: int, message: str) -> None:
         """The body broke off: an error event and a clean end where that is possible, else the connection ends.
 
-        After a clean end the connection stays open: its head promised so, and a client may send its next request at once.
+        After a clean end the connection stays open: its head promised so, and the client may use it at once.
         """
         response = self._response
         if not (self._watch.sse and self._at_boundary and not self._watch.encoded):
