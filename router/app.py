@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 from router.api import status
 from router.api.admin import Admin
 from router.api.app import Api
+from router.api.keys import Gate
 from router.api.route import Route
 from router.catalog import Catalog
 from router.config.load import replica_id
 from router.config.model import Config, Routing
+from router.credentials import Credentials
 from router.engines import EventSource
 from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
@@ -51,8 +53,13 @@ class App:
     """One router process. `start`, then `stop`; both are idempotent enough to be called in a `finally`."""
 
     def __init__(self, config: Config, *, model_files: str | None = None) -> None:
-        """`model_files`: tokenizer files of models that the configuration doesn't name. Raises RedisConfigError."""
+        """`model_files`: tokenizer files of models that the configuration doesn't name.
+
+        Raises RedisConfigError, and ConfigError for files the configuration refers to.
+        """
         self.config = config
+        self.credentials = Credentials.read(config)
+        self.gate = Gate(self.credentials.keys, salted=config.keys.isolation == "salt")
         self.draining = False
         self.fleet = Fleet()
         overlay = PredictedOverlay(config.index.predicted_ttl_s)
@@ -65,7 +72,9 @@ class App:
         self.prompts = PromptStage(
             self.catalog.specs, chain_chunks=max(1, (config.prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10))
         )
-        self.trust = Trust(self.prompts, interval_s=config.prompt.parity_interval_s)
+        self.trust = Trust(
+            self.prompts, interval_s=config.prompt.parity_interval_s, session=lambda: self.credentials.session()
+        )
         self.metrics = Metrics(self._samples)
         self.prober = Prober(
             self._joined,
@@ -73,6 +82,7 @@ class App:
             timeout_s=config.health.timeout_s,
             failures=config.health.failures,
             load_interval_s=config.health.load_interval_s,
+            session=lambda timeout: self.credentials.session(timeout),
         )
         self.pool = UpstreamPool(
             UpstreamLimits(
@@ -89,14 +99,23 @@ class App:
             self.prompts,
             make_policy(config.routing),
             Forwarder(
-                self.pool, RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s)
+                self.pool,
+                RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s),
+                headers=self.credentials.header_rules(config),
             ),
             self.metrics,
             session_header=config.routing.session_header.lower().encode(),
             origin_of=lambda replica: self._origins[replica.id],
             suspect=self.prober.suspect,
         )
-        api = Api(self.fleet, route, self.metrics, ready=self.ready, blocked_paths=config.proxy.blocked_paths)
+        api = Api(
+            self.fleet,
+            route,
+            self.metrics,
+            gate=self.gate,
+            ready=self.ready,
+            blocked_paths=config.proxy.blocked_paths,
+        )
         self.server = HttpServer(
             api,
             limits=Limits(
@@ -120,20 +139,23 @@ class App:
         """Listen and begin to watch the replicas. Raises OSError when an address can't be bound."""
         config = self.config
         if config.admin.enabled:
-            self.admin_port = await self.admin.start(config.admin.host, config.admin.port)
+            self.admin_port = await self.admin.start(
+                config.admin.host, config.admin.port, ssl=self.credentials.admin_tls
+            )
         self.membership.report("configuration", configured(config))
         self.membership.start(make_sources(config.discovery))
         if self.feeds.shared is not None:
             self.feeds.shared.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
-        await self.server.start(config.listen.host, config.listen.port)
-        log.info("listening on http://%s:%d", config.listen.host, self.server.port)
+        tls = self.credentials.listen_tls
+        await self.server.start(config.listen.host, config.listen.port, ssl=tls)
+        log.info("listening on %s://%s:%d", "https" if tls else "http", config.listen.host, self.server.port)
         if config.admin.enabled:
             log.info("metrics and status on http://%s:%d", config.admin.host, self.admin_port)
 
     def add(self, replica: Replica) -> None:
         """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""
-        address = origin(replica.url)
+        address = origin(replica.url, self.credentials.replica_tls)
         self.fleet.add(replica)
         self._origins[replica.id] = address
         self.prober.watch(replica)
@@ -255,6 +277,16 @@ class App:
         yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
         text = "Blocks left out because the index is full (index.max_blocks)."
         yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused
+        for key in self.gate:
+            at, usage = (("key",), (key.entry.name,)), key.usage
+            yield "key_requests", "counter", "Requests admitted, by API key.", *at, usage.requests
+            yield "key_tokens", "counter", "Prompt and completion tokens, by API key.", *at, usage.tokens
+            yield "key_running", "gauge", "Requests under way, by API key.", *at, usage.running
+            for why, count in usage.refused.items():
+                text = "Requests refused, by API key and the limit that did it."
+                yield "key_refused", "counter", text, ("key", "limit"), (key.entry.name, why), count
+        if self.gate.closed:
+            yield "unauthenticated", "counter", "Requests without a valid API key.", (), (), self.gate.refused
         yield "models_approximate", "gauge", "Models without exact tokens.", (), (), len(self.catalog.approximate)
 
 
@@ -283,10 +315,14 @@ def make_policy(routing: Routing) -> Policy:
     return POLICIES[routing.policy]()
 
 
-def origin(url: str) -> Origin:
-    """The address of a replica's base URL. Raises ValueError for a URL without a host or with an impossible port."""
+def origin(url: str, tls: ssl.SSLContext) -> Origin:
+    """The address of a replica's base URL, reached with `tls` if that is https.
+
+    Raises ValueError for a URL without a host or with an impossible port.
+    """
     parts = urlsplit(url)
     if not parts.hostname:
         raise ValueError(f"{url} has no host")
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Origin(parts.hostname, parts.port or (443 if tls else 80), tls)
+    if parts.scheme != "https":
+        return Origin(parts.hostname, parts.port or 80)
+    return Origin(parts.hostname, parts.port or 443, tls)

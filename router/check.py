@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from router.config import ConfigError, load_config
+from router.credentials import Credentials
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, print, return the exit status."""
     try:
         config = load_config(args.file, os.environ)
+        Credentials.read(config)
     except ConfigError as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2

@@ -11,6 +11,7 @@ COMMANDS = {
     "serve": ("router.serve", "run the router"),
     "demo": ("loadtest.demo", "simulated replicas, the router and agents: see prefix-aware routing at work"),
     "check-config": ("router.check", "check a configuration file and print what takes effect"),
+    "keys": ("router.keys", "make API keys"),
     "agent": ("replica.agent", "run beside an engine: publish what its KV cache holds"),
     "simulate": ("replica.simulator.command", "run simulated engines"),
     "loadtest": ("loadtest.command", "load an endpoint and report hit rate and latency"),

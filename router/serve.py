@@ -101,7 +101,7 @@ async def _serve(config: Config, model_files: str | None) -> int:
         loop.add_signal_handler(number, stopping.set)
     try:
         app = App(config, model_files=model_files)
-    except RedisConfigError as error:
+    except (RedisConfigError, ConfigError) as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import aiohttp
 
@@ -21,16 +22,23 @@ log = logging.getLogger(__name__)
 class Trust:
     """Checks each watched replica every `interval_s`; a check sends five tokenize requests and generates nothing."""
 
-    def __init__(self, prompts: PromptStage, *, interval_s: float) -> None:
+    def __init__(
+        self,
+        prompts: PromptStage,
+        *,
+        interval_s: float,
+        session: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
+    ) -> None:
         self._prompts = prompts
         self._interval = interval_s
+        self._make_session = session
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, replica: Replica) -> None:
         """Check a replica that (re)joined, now and from now on."""
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            self._session = self._make_session()
         self.unwatch(replica.id)
         self._tasks[replica.id] = asyncio.create_task(self._watch(replica, self._session), name=f"parity {replica.id}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl as ssl_module
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,10 @@ class Admin:
         app.router.add_get("/replicas", self._get_replicas)
         self._runner = web.AppRunner(app, access_log=None)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, *, ssl: ssl_module.SSLContext | None = None) -> int:
         """Listen; returns the bound port. Raises OSError when the address can't be bound."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        await web.TCPSite(self._runner, host, port, ssl_context=ssl).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:

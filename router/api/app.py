@@ -11,13 +11,15 @@ import msgspec
 
 from router.api import errors
 from router.api.errors import ANTHROPIC_ERRORS, ApiError, unknown_model
+from router.api.isolation import salt
+from router.api.keys import Gate, Grant
 from router.api.route import Route
 from router.fleet.fleet import Fleet
 from router.http.errors import Headers
 from router.http.message import Request
 from router.http.response import Response
 from router.observe.metrics import Metrics
-from router.prompt.requests import BadRequest, Endpoint, endpoint_of, parse_request
+from router.prompt.requests import ApiRequest, BadRequest, Endpoint, endpoint_of, parse_request
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
@@ -25,7 +27,8 @@ JSON: Headers = [(b"content-type", b"application/json")]
 class Api:
     """Handles every request of the public port.
 
-    `ready` answers /ready. `blocked_paths`: prefixes that are never forwarded (engines' control endpoints).
+    `gate` lets in who has a key. `ready` answers /ready. `blocked_paths`: prefixes that are never forwarded (engines'
+    control endpoints).
     """
 
     def __init__(
@@ -34,14 +37,16 @@ class Api:
         route: Route,
         metrics: Metrics,
         *,
+        gate: Gate,
         ready: Callable[[], tuple[bool, dict[str, Any]]],
         blocked_paths: Sequence[str],
     ) -> None:
         self._fleet = fleet
         self._route = route
         self._metrics = metrics
+        self._gate = gate
         self._ready = ready
-        self._blocked = tuple(blocked_paths)
+        self.blocked = tuple(blocked_paths)
 
     async def __call__(self, request: Request, response: Response) -> None:
         """Answer one request, whatever it is."""
@@ -50,7 +55,10 @@ class Api:
         if endpoint is Endpoint.MESSAGES:
             response.errors = ANTHROPIC_ERRORS
         try:
-            if endpoint is Endpoint.OTHER and self._answered_here(request, response):
+            if endpoint is Endpoint.OTHER and self._answered_unasked(request, response):
+                return
+            grant = self._gate.enter(request)
+            if endpoint is Endpoint.OTHER and self._answered_here(request, response, grant):
                 return
             if endpoint is not Endpoint.OTHER and request.method != "POST":
                 raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
@@ -58,38 +66,55 @@ class Api:
                 parsed = parse_request(path, request.body)
             except BadRequest as bad:
                 raise ApiError(bad.status, bad.message, param=bad.param, code=bad.code) from None
-            await self._route(request, response, parsed)
+            await self._admitted(request, response, parsed, grant)
         except ApiError as error:
             response.send(error.status, *errors.answer(error, response.errors))
             self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
 
-    def _answered_here(self, request: Request, response: Response) -> bool:
+    async def _admitted(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant) -> None:
+        grant.begin(parsed.model)
+        try:
+            if self._gate.salted:
+                parsed = salt(request, parsed, grant)
+            await self._route(request, response, parsed, grant)
+        finally:
+            grant.end()
+
+    def _answered_unasked(self, request: Request, response: Response) -> bool:
+        """Answer what needs no key: probes. With keys configured the details of /ready are on the admin port alone."""
+        if request.method not in ("GET", "HEAD"):
+            return False
+        if request.path == "/health":
+            response.send(200, JSON, b'{"status":"ok"}')
+            return True
+        if request.path == "/ready":
+            able, said = self._ready()
+            if self._gate.closed:
+                said = {"status": said["status"]}
+            response.send(200 if able else 503, JSON, msgspec.json.encode(said))
+            return True
+        return False
+
+    def _answered_here(self, request: Request, response: Response, grant: Grant) -> bool:
         """Answer what needs no replica; False if the request is to be forwarded. Raises ApiError."""
         path, method = request.path, request.method
         if method in ("GET", "HEAD"):
-            if path == "/health":
-                response.send(200, JSON, b'{"status":"ok"}')
-                return True
-            if path == "/ready":
-                able, said = self._ready()
-                response.send(200 if able else 503, JSON, msgspec.json.encode(said))
-                return True
             if path == "/v1/models" or path.startswith("/v1/models/"):
-                response.send(200, JSON, msgspec.json.encode(self._models(unquote(path[len("/v1/models/") :]))))
+                response.send(200, JSON, msgspec.json.encode(self._models(unquote(path[len("/v1/models/") :]), grant)))
                 return True
             if path == "/metrics":
                 raise ApiError(404, "/metrics is on the admin port (admin.port, default 9000)", code="not_found")
         if not path.startswith("/"):
             raise ApiError(400, "the request target must be a path", code="invalid_path")
         plain = re.sub("/+", "/", unquote(path))  # as a server that decodes and merges slashes would read it
-        blocked = next((b for b in self._blocked if plain == b or plain.startswith((b + "/", b + "_"))), None)
+        blocked = next((b for b in self.blocked if plain == b or plain.startswith((b + "/", b + "_"))), None)
         if blocked is not None:
             message = f"{path} controls one engine and is not forwarded; call the replica itself"
             raise ApiError(404, message, code="not_forwarded")
         return False
 
-    def _models(self, wanted: str) -> dict[str, Any]:
-        entries = self._fleet.models()
+    def _models(self, wanted: str, grant: Grant) -> dict[str, Any]:
+        entries = [entry for entry in self._fleet.models() if grant.may_use(str(entry["id"]))]
         if not wanted:
             return {"object": "list", "data": entries}
         for entry in entries:

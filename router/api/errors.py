@@ -29,6 +29,16 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
 class AnthropicErrors:
     """`{"type": "error", "error": {"type", "message"}}`; a broken stream ends with an `error` event."""
 
@@ -42,9 +52,7 @@ class AnthropicErrors:
 
     @staticmethod
     def _json(status: int, message: str) -> bytes:
-        kind = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}.get(
-            status, "api_error" if status >= 500 else "invalid_request_error"
-        )
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
 
 
@@ -60,6 +68,8 @@ def answer(error: ApiError, errors: ErrorFormat) -> tuple[Headers, bytes]:
         body = msgspec.json.encode({"error": said})
     else:
         headers, body = errors.body(error.status, error.message)
+    if error.status == 401:
+        headers = [*headers, (b"www-authenticate", b"Bearer")]
     if error.retry_after_s is not None:
         headers = [*headers, (b"retry-after", str(error.retry_after_s).encode())]
     return headers, body

@@ -10,6 +10,7 @@ from time import perf_counter
 import msgspec
 
 from router.api.errors import ApiError, unknown_model
+from router.api.keys import OPEN, Grant
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.load import Ticket
@@ -67,8 +68,8 @@ class Route:
         self.suspect = suspect
         self._session_header = session_header
 
-    async def __call__(self, request: Request, response: Response, parsed: ApiRequest) -> None:
-        """Route and answer one request. Raises ApiError for one that no replica can serve."""
+    async def __call__(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant = OPEN) -> None:
+        """Route and answer one request. Raises ApiError for one that no replica can serve, or its key doesn't cover."""
         began = perf_counter()
         replicas = self._able(parsed)
         known: dict[str, _Known] = {}
@@ -84,11 +85,16 @@ class Route:
                     raise ApiError(503, message, param="model", code="model_loading", retry_after_s=1) from None
             known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
         prepared = perf_counter()
-        routed = _Routed(self, request, parsed, replicas, known)
+        grant.charge(max(each.prompt.tokens for each in known.values()))
+        routed = _Routed(self, request, parsed, replicas, known, grant)
         decided = perf_counter()
         self.metrics.stage.labels("prompt").observe(prepared - began)
         self.metrics.stage.labels("route").observe(decided - prepared)
         outcome = await self.forwarder.forward(request, response, routed)
+        told = outcome.usage
+        # Of a stream without usage each event counts as one completion token.
+        used = outcome.events if told is None or told.completion_tokens is None else told.completion_tokens
+        grant.settle(None if told is None else told.prompt_tokens, used)
         self._note(parsed, routed, outcome)
 
     def session_of(self, request: Request, parsed: ApiRequest) -> str | None:
@@ -134,7 +140,18 @@ class Route:
 class _Routed:
     """One request's plan (see proxy.forward.Plan): the decision, and the books kept on each try."""
 
-    __slots__ = ("_candidates", "_decision", "_known", "_left", "_parsed", "_reason", "_request", "_route", "_ticket")
+    __slots__ = (
+        "_candidates",
+        "_decision",
+        "_grant",
+        "_known",
+        "_left",
+        "_parsed",
+        "_reason",
+        "_request",
+        "_route",
+        "_ticket",
+    )
 
     def __init__(
         self,
@@ -143,8 +160,10 @@ class _Routed:
         parsed: ApiRequest,
         replicas: list[Replica],
         known: Mapping[str, _Known],
+        grant: Grant,
     ) -> None:
         self._route = route
+        self._grant = grant
         self._request = request
         self._parsed = parsed
         self._known = known
@@ -165,7 +184,7 @@ class _Routed:
 
     def _decide(self, candidates: list[Candidate]) -> Decision:
         prompt = self._prompt(candidates[0].replica).prompt
-        session = self._route.session_of(self._request, self._parsed)
+        session = self._grant.session(self._route.session_of(self._request, self._parsed))
         ask = Ask(prompt.tokens, prompt.hittable_blocks * prompt.block_size, session)
         return self._route.policy.select(ask, candidates)
 
@@ -200,7 +219,7 @@ class _Routed:
                 (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),
                 (b"x-prefix-router-tokens", tokens.encode()),
             ]
-        return receipt
+        return self._grant.visible(receipt)
 
     def on_send(self, target: Target) -> None:
         """Credit the dispatch at once, and expect the replica to hold the prompt."""

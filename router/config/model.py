@@ -21,11 +21,22 @@ class Section(Struct, forbid_unknown_fields=True, kw_only=True):
     """A group of settings; an unknown key is an error."""
 
 
+class Tls(Section):
+    """Certificate of a listener. Changed files are taken up without a restart; connections that stand go on."""
+
+    cert_file: Annotated[Name, _d("Certificate chain (PEM).")]
+    key_file: Annotated[Name, _d("Its private key (PEM, no passphrase).")]
+    client_ca_file: Annotated[
+        Name | None, _d("Only clients with a certificate of this CA are let in (mTLS). Unset: anyone.")
+    ] = None
+
+
 class Listen(Section):
     """Where agents connect."""
 
     host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
     port: Annotated[Port, _d("Port to listen on; 0 takes a free one and logs it.")] = 8000
+    tls: Annotated[Tls | None, _d("Serve https. Unset: http.")] = None
 
 
 class Admin(Section):
@@ -34,6 +45,29 @@ class Admin(Section):
     enabled: Annotated[bool, _d("Whether the admin listener is opened at all.")] = True
     host: Annotated[str, _d("Address of the admin listener.")] = "127.0.0.1"
     port: Annotated[Port, _d("Port of the admin listener; 0 takes a free one and logs it.")] = 9000
+    tls: Annotated[Tls | None, _d("Serve https. Unset: http.")] = None
+    token_file: Annotated[
+        Name | None,
+        _d(
+            "File with the token that changes through the admin API need. With a token, reading needs it too, except "
+            "/metrics, /health and /ready. Without one nothing can be changed there."
+        ),
+    ] = None
+    token_env: Annotated[Name | None, _d("Environment variable with that token.")] = None
+
+
+class Keys(Section):
+    """API keys of the public port. Neither `file` nor `env`: everyone is let in."""
+
+    file: Annotated[Name | None, _d("YAML or JSON list of keys (prefix-router keys new --file FILE adds one).")] = None
+    env: Annotated[Name | None, _d("Environment variable that holds such a list.")] = None
+    isolation: Annotated[
+        Literal["shared", "salt"],
+        _d(
+            "shared: tenants share the engines' caches, and receipts say nothing of matches once there are several. "
+            "salt: requests get a cache_salt of their tenant's, so that engines keep tenants' blocks apart."
+        ),
+    ] = "shared"
 
 
 class Model(Section):
@@ -210,8 +244,37 @@ class Prompt(Section):
     chain_cache_mb: Annotated[Count, _d("Memory for block chains of recent prompts, per model.")] = 64
 
 
+class ReplicaTls(Section):
+    """How replicas with https URLs are checked, and what they are shown."""
+
+    ca_file: Annotated[Name | None, _d("CA of the replicas' certificates (PEM). Unset: the system's.")] = None
+    cert_file: Annotated[Name | None, _d("Client certificate for replicas that ask for one (mTLS).")] = None
+    key_file: Annotated[Name | None, _d("Its private key. Unset: in cert_file.")] = None
+    server_name: Annotated[
+        Name | None, _d("Name their certificates must have. Unset: the URL's host. For replicas known by address.")
+    ] = None
+    verify: Annotated[bool, _d("Whether certificates are checked at all.")] = True
+
+
 class Proxy(Section):
     """Forwarding to replicas."""
+
+    tls: ReplicaTls = field(default_factory=ReplicaTls)
+    api_key_file: Annotated[
+        Name | None,
+        _d(
+            "File with the engines' own API key (vllm serve --api-key): used by probes, and sent in the place of the "
+            "clients' keys where `keys` are configured. Without `keys` clients' headers pass unchanged."
+        ),
+    ] = None
+    api_key_env: Annotated[Name | None, _d("Environment variable with that key.")] = None
+    trust_client_routing: Annotated[
+        bool,
+        _d(
+            "Pass on clients' headers that steer an engine's own routing (X-Data-Parallel-Rank, X-Override-*). "
+            "They are dropped otherwise."
+        ),
+    ] = False
 
     connect_timeout_s: Annotated[Seconds, _d("Limit for opening a connection to a replica.")] = 2.0
     first_byte_timeout_s: Annotated[Seconds, _d("Limit for a replica's first response byte, per try.")] = 600.0
@@ -276,6 +339,7 @@ class Config(Section):
 
     listen: Listen = field(default_factory=Listen)
     admin: Admin = field(default_factory=Admin)
+    keys: Keys = field(default_factory=Keys)
     models: list[Model] = field(default_factory=list)
     replicas: list[Replica] = field(default_factory=list)
     discovery: Discovery = field(default_factory=Discovery)

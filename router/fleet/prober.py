@@ -20,11 +20,15 @@ RETRY_S = 0.5
 """A replica that failed a probe is probed again this soon."""
 
 
+def _session(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+
+
 class Prober:
     """Probes every watched replica until told to stop.
 
     `joined(replica)` is awaited when a replica answered for the first time, or again after it was down (it may have
-    restarted with other settings).
+    restarted with other settings). `session` makes the client that engines are asked with.
     """
 
     def __init__(
@@ -35,12 +39,14 @@ class Prober:
         timeout_s: float,
         failures: int,
         load_interval_s: float,
+        session: Callable[[aiohttp.ClientTimeout], aiohttp.ClientSession] = _session,
     ) -> None:
         self._joined = joined
         self._interval = interval_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._failures = failures
         self._load_interval = load_interval_s
+        self._make_session = session
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
@@ -48,7 +54,7 @@ class Prober:
     def watch(self, replica: Replica) -> None:
         """Start probing a replica."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
+            self._session = self._make_session(self._timeout)
         self._wake[replica.id] = asyncio.Event()
         self._tasks[replica.id] = asyncio.create_task(self._watch(replica, self._session), name=f"probe {replica.id}")
 

@@ -13,7 +13,7 @@ from router.http.response import Response
 from router.http.upstream import Origin, UpstreamPool
 from router.http.upstream_connection import UpstreamConnection
 from router.http.upstream_head import Framing, ResponseHead
-from router.proxy.headers import request_head, response_headers
+from router.proxy.headers import PASS_ALL, HeaderRules, request_head, response_headers
 from router.proxy.relay import Relay
 from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, final_answer
 from router.proxy.watch import ResponseWatcher, Usage, failed_before_first_token
@@ -90,8 +90,16 @@ class Plan(Protocol):
 class Forwarder:
     """Sends requests through one pool under one retry policy."""
 
-    def __init__(self, pool: UpstreamPool, policy: RetryPolicy | None = None, *, retry_after_s: int = 1) -> None:
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        policy: RetryPolicy | None = None,
+        *,
+        retry_after_s: int = 1,
+        headers: HeaderRules = PASS_ALL,
+    ) -> None:
         self.pool = pool
+        self.headers = headers
         self.policy = policy or RetryPolicy()
         self._retry_after = [(b"retry-after", b"%d" % retry_after_s)]
 
@@ -101,7 +109,7 @@ class Forwarder:
         A client that leaves ends it at once: the upstream connection is closed and the outcome says client_gone (the
         task's cancellation by the server is consumed). Any other cancellation passes through, callbacks balanced.
         """
-        forwarding = _Forwarding(self.pool, self.policy, request, response, plan)
+        forwarding = _Forwarding(self.pool, self.policy, self.headers, request, response, plan)
         outcome = forwarding.outcome
         try:
             await forwarding.run()
@@ -141,6 +149,7 @@ class _Forwarding:
     __slots__ = (
         "_deadline",
         "_excluded",
+        "_headers",
         "_plan",
         "_pool",
         "_request",
@@ -152,9 +161,16 @@ class _Forwarding:
     )
 
     def __init__(
-        self, pool: UpstreamPool, policy: RetryPolicy, request: Request, response: Response, plan: Plan
+        self,
+        pool: UpstreamPool,
+        policy: RetryPolicy,
+        headers: HeaderRules,
+        request: Request,
+        response: Response,
+        plan: Plan,
     ) -> None:
         self._pool = pool
+        self._headers = headers
         self._request = request
         self._response = response
         self._plan = plan
@@ -188,7 +204,7 @@ class _Forwarding:
 
     async def _try(self, target: Target, attempt: Attempt, begun: float) -> Target | None:
         """One target, with the free second try after a stale connection. Returns the target to try next."""
-        head = request_head(self._request, target.origin, target.extra_headers)
+        head = request_head(self._request, target.origin, target.extra_headers, self._headers)
         fresh = False
         while True:
             try:

@@ -17,17 +17,36 @@ _PREFIXES = (b"proxy-", OWNED_PREFIX)
 _KEPT = frozenset((b"host", b"content-length", b"content-type", b"authorization"))
 
 
-def request_head(request: Request, origin: Origin, extra: Headers) -> bytes:
+class HeaderRules:
+    """What else of a client's headers stays here (names and prefixes, lower case), and what is `added`."""
+
+    __slots__ = ("added", "dropped", "prefixes")
+
+    def __init__(
+        self, dropped: frozenset[bytes] = frozenset(), prefixes: tuple[bytes, ...] = (), added: Headers | None = None
+    ) -> None:
+        self.dropped = _NOT_TO_REPLICA | dropped
+        self.prefixes = _PREFIXES + prefixes
+        self.added = added or []
+
+
+PASS_ALL = HeaderRules()
+
+
+def request_head(request: Request, origin: Origin, extra: Headers, rules: HeaderRules = PASS_ALL) -> bytes:
     """Request line and headers for the replica: the client's own in their order and case, without hop-by-hop ones.
 
     Content-Length is added for a chunked upload (its decoded body follows), Host for an HTTP/1.0 client without one.
+    A header that `extra` or the rules set is never sent twice.
     """
+    dropped = rules.dropped.union(name for name, _ in extra) if extra else rules.dropped
+    prefixes = rules.prefixes
     named = _named_in_connection(request.headers)
     parts = [b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.target)]
     has_host = False
     for name, value in request.headers:
         key = name.lower()
-        if key in _NOT_TO_REPLICA or key.startswith(_PREFIXES) or (named and key in named):
+        if key in dropped or key.startswith(prefixes) or (named and key in named):
             continue
         has_host = has_host or key == b"host"
         parts.append(b"%b: %b\r\n" % (name, value))
@@ -35,7 +54,7 @@ def request_head(request: Request, origin: Origin, extra: Headers) -> bytes:
         parts.append(b"host: %b:%d\r\n" % (origin.host.encode("idna"), origin.port))
     if request.chunked:
         parts.append(b"content-length: %d\r\n" % len(request.body))
-    parts += [b"%b: %b\r\n" % header for header in extra]
+    parts += [b"%b: %b\r\n" % header for header in (*rules.added, *extra)]
     parts.append(b"\r\n")
     return b"".join(parts)
 
