@@ -193,7 +193,9 @@ async def test_the_salt_changes_nothing_else_of_the_body(build, keys) -> None:
         '{ "model":"sim","x_n" : 1e300, "messages":[ {"role":"user","content":"h\\u00e9 é"}],"seed":1E2,"max_tokens":1}'
     )
     async with system.client.post(
-        system.url + "/v1/chat/completions", data=body.encode(), headers={"authorization": "Bearer key-a", "content-type": "application/json"}
+        system.url + "/v1/chat/completions",
+        data=body.encode(),
+        headers={"authorization": "Bearer key-a", "content-type": "application/json"},
     ) as answer:
         assert answer.status == 200, await answer.text()
     (request,) = [r for r in system.fleet[0].requests if r.path == "/v1/chat/completions"]
