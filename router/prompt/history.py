@@ -14,17 +14,22 @@ import msgspec
 _decode = msgspec.json.Decoder().decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_HISTORIES = ("messages", "input")  # the latter of the Responses API
 _OVERHEAD = 1200  # a small message's dicts, its conversions and the entry, measured
 
 
 class Message(dict[str, Any]):
-    """A decoded message, shared by requests: not to be changed. `converted`: results of its conversions, by kind."""
+    """A decoded message, shared by requests: not to be changed.
 
-    __slots__ = ("converted",)
+    `converted`: results of its conversions, by kind. `print`: its observe.digest.MessagePrint once that was asked for.
+    """
+
+    __slots__ = ("converted", "print")
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__(fields)
         self.converted: dict[str, dict[str, Any]] = {}
+        self.print: Any = None
 
 
 class History:
@@ -42,7 +47,7 @@ class History:
         fields: dict[str, Any] = {}
         for name, raw in _split_object(body).items():
             inner = bytes(raw)
-            messages = name == "messages" and inner[:1] == b"["
+            messages = name in _HISTORIES and inner[:1] == b"["
             fields[name] = [self._message(bytes(one)) for one in _split_array(inner)] if messages else _decode(inner)
         return fields
 

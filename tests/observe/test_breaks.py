@@ -1,0 +1,105 @@
+"""Breaks injected into real sessions are found where they are; what is no break is not called one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from observe.mutations import MUTATIONS, Body, anthropic, body, sessions
+
+from router.observe.breaks import Comparison, Relation, compare
+from router.observe.digest import Digester
+from router.prompt.requests import ApiRequest, parse_request
+
+SESSIONS = sessions()
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+
+
+def parsed(path: str, content: Body) -> ApiRequest:
+    return parse_request(path, json.dumps(content).encode())
+
+
+def related(path: str, before: Body, after: Body, **options: Any) -> Comparison:
+    digester = Digester(**options)
+    one, other = parsed(path, before), parsed(path, after)
+    return compare(digester.digest(one), digester.digest(other), other)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_injected_breaks_are_found(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the right message and field, with the right class, in at least 99 %; the offset to the character mostly."""
+    rng = random.Random(name)
+    tally: Counter[str] = Counter()
+    wrong: list[Any] = []
+    while tally["injected"] < 400:
+        session = rng.choice(SESSIONS)
+        step = rng.randrange(len(session["steps"]) - 1)
+        before, after = body(session, step), body(session, step + 1)
+        expected = MUTATIONS[name](rng, before, after)
+        tally["tried"] += 1
+        assert tally["tried"] < 40_000, "the sessions don't allow this mutation"
+        if expected is None:
+            continue
+        tally["injected"] += 1
+        found = related(CHAT, before, after).broken
+        right = (
+            found is not None
+            and (found.kind, found.message) == (expected.kind, expected.message)
+            and found.field.startswith(expected.field)
+        )
+        tally["found"] += right
+        if not right:
+            wrong.append((session["session_id"], step, expected, found))
+        elif expected.offset is not None and found is not None and found.offset is not None:
+            tally["placed"] += 1
+            tally["to the character"] += found.offset == expected.offset
+            tally["in reach"] += found.offset - 2 <= expected.offset <= found.offset + found.within
+    with capsys.disabled():
+        print(f"\n{name}: {dict(tally)}")
+    assert tally["found"] >= 0.99 * tally["injected"], wrong[:3]
+    if tally["placed"]:
+        assert tally["in reach"] >= 0.99 * tally["placed"]
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+def test_no_false_breaks(path: str) -> None:
+    """Steps, retries, going back, new answers, branches: in no session is any of them a break."""
+    write = anthropic if path == MESSAGES else copy.deepcopy
+    seen: Counter[Relation] = Counter()
+    for session in SESSIONS:
+        for step in range(1, len(session["steps"])):
+            before, after = body(session, step - 1), body(session, step)
+            again = body(session, step)
+            end = session["steps"][step - 1]
+            anew = copy.deepcopy(after)
+            anew["messages"][end:] = [
+                {"role": "assistant", "content": "Another answer."},
+                {"role": "user", "content": "Another reply."},
+            ]
+            asked_otherwise = copy.deepcopy(after)
+            asked_otherwise["messages"][-1]["content"] = "Something else now."
+            for one, other, expected in (
+                (before, after, Relation.EXTENDS),
+                (after, again, Relation.REPEATS),
+                (after, before, Relation.REWINDS),
+                (after, anew, Relation.FORKS),
+                (after, asked_otherwise, Relation.FORKS),
+            ):
+                found = related(path, write(one), write(other))
+                assert (found.relation, found.broken) == (expected, None), (session["session_id"], step)
+                seen[found.relation] += 1
+    assert all(seen[relation] > 50 for relation in list(Relation)[1:5])
+
+
+def test_other_sessions_are_unrelated() -> None:
+    """Whatever two sessions share, they are not versions of one another."""
+    rng = random.Random(5)
+    for _ in range(300):
+        one, other = rng.sample(SESSIONS, 2)
+        before = body(one, rng.randrange(len(one["steps"])))
+        after = body(other, 0)
+        assert related(CHAT, before, after).relation is Relation.UNRELATED
