@@ -10,13 +10,14 @@ from time import time
 import aiohttp
 
 from router.engines import Engine, EngineError, EngineInfo, EventSource
+from router.index.intake import FeedStatus
 from router.index.ledger import CacheLedger
 from router.index.redis.health import STORE_ERRORS
 from router.index.redis.layout import Layout
 from router.index.redis.leases import ReplicaLoad, ReplicaMeta
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter
-from router.index.subscriber import EventSubscriber, SubscriberStatus
+from router.index.subscriber import EventSubscriber
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Publication:
                 self.writer.report(ReplicaLoad(live_blocks=live, sampled=time(), ready=False, trouble=str(error)))
             await asyncio.sleep(self._interval)
 
-    def _say(self, status: SubscriberStatus) -> None:
+    def _say(self, status: FeedStatus) -> None:
         if status.state != self._state:
             self._state = status.state
             log.info("replica %s: events %s %s", self._replica_id, status.state, status.reason)

@@ -16,10 +16,11 @@ from typing import Any
 from router.engines import EventSource
 from router.fleet.replica import Feed, Replica
 from router.fleet.shared import SharedIndex
+from router.index.intake import FeedStatus
 from router.index.ledger import CacheLedger
 from router.index.memory import MemoryIndex
 from router.index.shadow import ShadowCache
-from router.index.subscriber import EventSubscriber, SubscriberStatus
+from router.index.subscriber import EventSubscriber
 from router.index.types import Match
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def _shadow_id(replica_id: str) -> str:
     return f"{replica_id}\0shadow"
 
 
-def _mark(replica: Replica, status: SubscriberStatus) -> None:
+def _mark(replica: Replica, status: FeedStatus) -> None:
     if status.state == "live":
         if replica.feed is not Feed.EVENTS:
             log.info("replica %s: following its KV events", replica.id)

@@ -9,7 +9,8 @@ block remembers its own key(s), because a removal names nothing but the engine's
 * Page sizes: equal to the router's block size (the fast path), a multiple of it (each engine block is several), or a
   divisor (see pages.py; a block whose pages lie in different tiers is held in none). Others are refused.
 * Of a hybrid model only full-attention groups are indexed: an upper bound of what the engine can reuse.
-* What cannot be placed (parent unknown, blocks masked out) is skipped and counted: cold, never stale.
+* What cannot be placed (parent unknown, blocks masked out, a hash that already names other content) is skipped and
+  counted: cold, never stale.
 
 Memory: about 150 bytes a block of equal size (measured; tests/bench/bench_index.py). Not thread-safe.
 
@@ -45,6 +46,8 @@ class CacheLedger:
         self.counts_copies = counts_copies
         self.orphans = 0
         """Blocks whose parent is unknown."""
+        self.conflicts = 0
+        """Blocks announced under a hash that is held for other content, and those after them in their event."""
         self.skipped = 0
         """Blocks of groups that are not indexed, masked blocks, and placeholders of unknown blocks."""
         self.refused_blocks = 0
@@ -133,9 +136,10 @@ class CacheLedger:
             if found is None:
                 self.orphans += len(event.block_hashes)
                 return
-            before = found[-1] if isinstance(found, tuple) else found
-            if isinstance(before, Page) and before.key is not None:
-                before = before.key
+            if isinstance(found, Page):
+                before = found if found.key is None else found.key
+            else:
+                before = found if isinstance(found, int) else found[-1]
         opaque = opaque_parts(event)
         if event.block_size < self.block_size:
             self._place_pages(event, before, opaque)
@@ -162,11 +166,15 @@ class CacheLedger:
         values: list[int] | list[tuple[int, ...]] = keys
         if each > 1:
             values = [tuple(keys[at : at + each]) for at in range(0, len(keys), each)]
-        if table.keys().isdisjoint(hashes) and len(set(hashes)) == len(hashes):
+        if not self._knows_any(event.group, hashes) and len(set(hashes)) == len(hashes):
             table.update(zip(hashes, values, strict=True))
             held.add_all(keys)
         else:
             for at, engine_hash in enumerate(hashes):
+                named = self._find(event.group, engine_hash)
+                if named is not None and _last_key(named) != keys[(at + 1) * each - 1]:
+                    self.conflicts += len(hashes) - at
+                    break
                 if engine_hash in table:
                     self._copy(event.group, event.medium, engine_hash)
                 else:
@@ -185,7 +193,14 @@ class CacheLedger:
             tokens = event.tokens[position * size : (position + 1) * size]
             if opaque and opaque[position]:  # a block of its own from here on; whole blocks of it are still found
                 base = mix(base, opaque[position])
+            named = self._find(event.group, engine_hash)
             page = tree.insert(engine_hash, base, parent, tokens)
+            if page is not None and named is not None and named is not page and _last_key(named) != page.key:
+                tree.release(page, event.medium)
+                page = None
+            if page is None:
+                self.conflicts += len(event.block_hashes) - position
+                break
             before = page if page.key is None else page.key
             if engine_hash in table:
                 self._copy(event.group, event.medium, engine_hash)
@@ -214,6 +229,10 @@ class CacheLedger:
         if self.counts_copies:
             copies = self._copies.setdefault((group, tier), {})
             copies[engine_hash] = copies.get(engine_hash, 0) + 1
+
+    def _knows_any(self, group: int | None, hashes: list[EngineHash]) -> bool:
+        tables = (self._tables.get((group, tier)) for tier in Tier)
+        return any(table and not table.keys().isdisjoint(hashes) for table in tables)
 
     def _find(self, group: int | None, engine_hash: EngineHash) -> _Value | None:
         for tier in Tier:
@@ -248,3 +267,10 @@ class CacheLedger:
                 self._trees[event.group].release(value, event.medium)
             else:
                 held.discard_all(value)
+
+
+def _last_key(value: _Value) -> int | None:
+    """The key of the last of the router's blocks that an engine block stands for; None for a page within a block."""
+    if isinstance(value, Page):
+        return value.key
+    return value if isinstance(value, int) else value[-1]

@@ -84,10 +84,16 @@ class PageTree:
         """A page that is held, or that stands before one that is."""
         return self._pages.get(engine_hash)
 
-    def insert(self, engine_hash: EngineHash, base: int, parent: Page | None, tokens: bytes) -> Page:
-        """The page named `engine_hash`, made if need be. `parent` is None for the first page of a block."""
+    def insert(self, engine_hash: EngineHash, base: int, parent: Page | None, tokens: bytes) -> Page | None:
+        """The page named `engine_hash`, made if need be. `parent` is None for the first page of a block.
+
+        None when a page of that name stands for other tokens or another path.
+        """
         page = self._pages.get(engine_hash)
-        if page is None:
+        if page is not None:
+            if page.base != base or page.parent is not parent or page.tokens != tokens:
+                return None
+        else:
             page = self._pages[engine_hash] = Page(engine_hash, base, parent, tokens)
             if page.filled == TOKEN_BYTES * self._block_size:
                 page.key = chain(base, page.block_tokens(), self._block_size)[0]

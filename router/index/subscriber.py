@@ -17,50 +17,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from router.index.intake import FeedStatus, Intake, State
 from router.index.ledger import CacheLedger
 from router.index.sequence import Action, Apply, Clear, RequestReplay, Sequencer
 from router.index.types import BlockSink
-from router.index.wire import UnsupportedEvents, WireError, decode_batch, parse_live, parse_replay, replay_request
+from router.index.wire import WireError, parse_live, parse_replay, replay_request
 
 log = logging.getLogger(__name__)
 
-State = Literal["connecting", "replaying", "live", "unsupported"]
 SLICE_S = 0.002
 IDLE_S = 1.0
 _RECEIVE_LIMIT = 20_002
 """Messages queued per socket: an engine's default replay buffer, twice."""
-
-
-@dataclass(slots=True)
-class SubscriberStatus:
-    """How one rank's events are doing. Counters never go back."""
-
-    state: State = "connecting"
-    reason: str = ""
-    """Why it is unsupported, or why the last clear happened."""
-    last_seq: int = -1
-    gaps: int = 0
-    replays: int = 0
-    replay_timeouts: int = 0
-    clears: int = 0
-    batches: int = 0
-    malformed: int = 0
-    unknown: int = 0
-    lag_s: float = 0.0
-    """Engine's time stamp to applied here, for the last live batch; wrong by the difference of the clocks."""
-    last_event_at: float | None = None
-    """time.monotonic() of the last batch applied."""
-
-    @property
-    def last_event_age(self) -> float | None:
-        """Seconds since the last batch was applied; None before the first. An idle engine sends nothing."""
-        return None if self.last_event_at is None else time.monotonic() - self.last_event_at
 
 
 class EventSubscriber:
@@ -82,7 +54,7 @@ class EventSubscriber:
         *,
         bind: bool = False,
         replay_timeout_s: float = 3.0,
-        on_change: Callable[[SubscriberStatus], None] | None = None,
+        on_change: Callable[[FeedStatus], None] | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self.replica_id = replica_id
@@ -90,8 +62,8 @@ class EventSubscriber:
         self.replay_endpoint = replay_endpoint
         self.topic = topic
         self.ledger = ledger
-        self.status = SubscriberStatus()
-        self._sink = sink
+        self.status = FeedStatus()
+        self._intake = Intake(replica_id, ledger, sink, self.status, self._changed)
         self._bind = bind
         self._timeout = replay_timeout_s
         self._on_change = on_change
@@ -195,55 +167,11 @@ class EventSubscriber:
 
     def _act(self, action: Action) -> None:
         if isinstance(action, Apply):
-            self._apply(action)
+            self._intake.apply(action.payload, live=not self._sequencer.replaying)
         elif isinstance(action, RequestReplay):
             self._request_replay(action.start)
         elif isinstance(action, Clear):
-            self._clear(action.reason)
-
-    def _apply(self, action: Apply) -> None:
-        status = self.status
-        try:
-            batch = decode_batch(action.payload)
-            delta = self.ledger.apply(batch)
-        except UnsupportedEvents as error:
-            status.malformed += 1
-            self._unsupported(str(error))
-            return
-        except Exception as error:
-            # Whatever was in it is lost, a removal perhaps: only an empty ledger is certainly not stale.
-            status.malformed += 1
-            if not isinstance(error, WireError):
-                log.exception("replica %s: event batch %d could not be applied", self.replica_id, action.seq)
-            self._clear(f"batch {action.seq} could not be decoded or applied: {type(error).__name__}")
-            return
-        status.batches += 1
-        status.malformed += batch.malformed
-        status.unknown += batch.unknown
-        status.last_event_at = time.monotonic()
-        if not self._sequencer.replaying:
-            status.lag_s = time.time() - batch.ts
-        if self.ledger.refused is not None:
-            self._unsupported(self.ledger.refused)
-        if delta:
-            self._sink.apply(self.replica_id, delta)
-
-    def _clear(self, reason: str) -> None:
-        self._sink.apply(self.replica_id, self.ledger.clear())
-        self.status.clears += 1
-        self.status.reason = reason
-        if self.status.state == "unsupported":
-            self.status.state = "connecting"
-        log.info("replica %s: blocks cleared: %s", self.replica_id, reason)
-        self._changed()
-
-    def _unsupported(self, reason: str) -> None:
-        if self.status.state == "unsupported":
-            return
-        self._sink.apply(self.replica_id, self.ledger.clear())
-        self.status.state, self.status.reason = "unsupported", reason
-        log.warning("replica %s: its KV events cannot be indexed: %s", self.replica_id, reason)
-        self._changed()
+            self._intake.clear(action.reason)
 
     def _request_replay(self, start: int) -> None:
         self._end_replay()

@@ -27,7 +27,7 @@ Payload (msgpack): a batch is an array `[ts, events, dp_rank]` or a map with the
     AllBlocksCleared   no fields
 
 Fields that are missing are None, fields that are not listed are ignored, an unknown tag or medium is counted and
-skipped, so is a malformed event. Example:
+skipped, so is a malformed event (`lost_removals` says when that may leave a stale block). Example:
 
     >>> batch = decode_batch(msgspec.msgpack.encode([1.5, [["BlockRemoved", [7], "CPU"]], 0]))
     >>> batch.events
@@ -115,6 +115,8 @@ class Batch:
     dp_rank: int | None = None
     malformed: int = 0
     unknown: int = 0
+    lost_removals: bool = False
+    """Whether one of the malformed events may have been a removal: blocks may be gone that nobody will name again."""
 
 
 class _Unknown(Exception):
@@ -225,6 +227,10 @@ _EVENTS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
+def _is_store(raw: Any) -> bool:
+    return (raw.get("type") if type(raw) is dict else raw[0] if type(raw) is list and raw else None) == "BlockStored"
+
+
 def _event(raw: Any) -> Event:
     if type(raw) is dict:
         tag = raw.get("type")
@@ -269,6 +275,7 @@ def decode_batch(payload: bytes) -> Batch:
             raise
         except WireError:
             batch.malformed += 1
+            batch.lost_removals = batch.lost_removals or not _is_store(item)
     return batch
 
 

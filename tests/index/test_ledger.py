@@ -216,6 +216,21 @@ def test_masked_blocks_and_orphans_are_skipped_and_counted() -> None:
     assert ledger.unknown_removals == 2
 
 
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_a_hash_that_names_other_content_is_skipped_with_what_follows(size: int) -> None:
+    ledger, tokens = CacheLedger("m", B), tuple(range(64))
+    names = list(range(64 // size))
+    keys = ledger.apply(batch(stored(names, None, tokens, size))).stored[Tier.DEVICE]
+    others = [1000, names[0], *(2000 + name for name in names[2:])]
+    held = ledger.apply(batch(stored(others, None, tokens[::-1], size))).stored.get(Tier.DEVICE, [])
+    assert held == [key_of(tokens[::-1][:at]) for at in range(B, size + 1, B)], "the block before it"
+    assert ledger.conflicts == len(names) - 1
+    ledger.apply(batch(stored([names[0]], None, tokens[::-1][:size], size, medium=Tier.HOST)))
+    assert ledger.conflicts == len(names), "in another tier it is the same name"
+    ledger.apply(batch(BlockRemoved(names)))
+    assert not set(keys) & set(ledger.snapshot().stored.get(Tier.DEVICE, [])), "what was skipped left no copy"
+
+
 def test_salt_and_lora_make_other_roots() -> None:
     tokens = tuple(range(32))
     first, second = tokens[:16], tokens

@@ -165,6 +165,23 @@ def test_malformed_events_are_counted_and_the_rest_is_kept(event: Any) -> None:
     assert batch.malformed == 1
 
 
+@pytest.mark.parametrize(
+    ("event", "lost"),
+    [
+        (["BlockRemoved", 5], True),
+        ({"type": "BlockRemoved", "block_hashes": [1, b"x"]}, True),
+        ([5], True),
+        (7, True),
+        (["BlockStored", 5], False),
+        ({"type": "BlockStored"}, False),
+        (["BlockMoved", 5], False),
+    ],
+    ids=repr,
+)
+def test_what_may_have_been_a_removal_is_told(event: Any, lost: bool) -> None:
+    assert decode_batch(encode([1.0, [event, ["AllBlocksCleared"]], 0])).lost_removals is lost
+
+
 def test_unknown_events_and_media_are_counted_and_skipped() -> None:
     batch = decode_batch(encode([1.0, [["BlockMoved", 1], {"type": "Later"}, ["BlockRemoved", [1], "EXTERNAL"]], 0]))
     assert (batch.events, batch.unknown, batch.malformed) == ([], 3, 0)
