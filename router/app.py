@@ -16,6 +16,7 @@ from router.api.admin import Admin
 from router.api.app import Api
 from router.api.keys import Gate
 from router.api.route import Route
+from router.asking import AskedReplicas
 from router.catalog import Catalog
 from router.config.load import replica_id
 from router.config.model import Config, Routing
@@ -36,6 +37,7 @@ from router.index.overlay import PredictedOverlay
 from router.index.redis.connect import connect
 from router.observe.metrics import Metrics, Sample
 from router.prompt.chains import CHUNK_BLOCKS
+from router.prompt.engine_ids import AskedIds
 from router.prompt.stage import PromptStage
 from router.proxy.forward import Forwarder
 from router.proxy.retry import RetryPolicy
@@ -69,11 +71,22 @@ class App:
         if config.index.backend == "redis":
             self.feeds.shared = self._shared(config)
         self.catalog = Catalog(config.models, model_files, config.prompt.segment_cache_mb << 20)
+        prompt = config.prompt
+        self.asked = AskedReplicas(self.fleet, 1 + 2 * prompt.ask_timeout_s, lambda: self.credentials.session())
+        ask = AskedIds(self.asked, seconds=prompt.ask_timeout_s, max_bytes=prompt.ask_cache_mb << 20)
         self.prompts = PromptStage(
-            self.catalog.specs, chain_chunks=max(1, (config.prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10))
+            self.catalog.specs,
+            engine_ids=ask if prompt.unreproducible == "ask_engine" else None,
+            chain_chunks=max(1, (prompt.chain_cache_mb << 20) // (CHUNK_BLOCKS * 10)),
         )
         self.trust = Trust(
-            self.prompts, interval_s=config.prompt.parity_interval_s, session=lambda: self.credentials.session()
+            self.prompts,
+            self.catalog,
+            self.feeds,
+            interval_s=prompt.parity_interval_s,
+            drift_alert=prompt.drift_alert,
+            generate=prompt.parity_generate,
+            session=lambda: self.credentials.session(),
         )
         self.metrics = Metrics(self._samples)
         self.prober = Prober(
@@ -107,6 +120,8 @@ class App:
             session_header=config.routing.session_header.lower().encode(),
             origin_of=lambda replica: self._origins[replica.id],
             suspect=self.prober.suspect,
+            answered=self.trust.answered,
+            send_token_ids=config.prompt.send_token_ids,
         )
         api = Api(
             self.fleet,
@@ -181,6 +196,8 @@ class App:
         await self.membership.close()
         await self.prober.close()
         await self.trust.close()
+        await self.asked.close()
+        await self.catalog.close()
         await self.feeds.close()
         if self.feeds.shared is not None:
             await self.feeds.shared.close()
@@ -190,7 +207,7 @@ class App:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """What /ready answers."""
-        troubles = self.membership.problems()
+        troubles = [*self.membership.problems(), *self.trust.alerts()]
         if self.feeds.shared is not None:
             troubles += self.feeds.shared.degraded()
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
@@ -274,6 +291,7 @@ class App:
                 mirror = shared.mirror
                 yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
                 yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
+        yield from self.trust.samples()
         yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
         text = "Blocks left out because the index is full (index.max_blocks)."
         yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import aiohttp
+
+from router.api.parity import matching
 from router.config.model import Model
 from router.engines import EngineInfo
-from router.prompt.model import ChatModel, ModelFilesError, load_model
+from router.fleet.discovery.backoff import Backoff
+from router.prompt.hub import HubError, ModelFilesError
+from router.prompt.model import ChatModel, load_model
+from router.prompt.pipelines import CLASSES
 from router.prompt.stage import ModelSpec
 from router.prompt.tokenizer import SegmentCache
 
@@ -16,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SMALLEST_BLOCK = 16
 NO_FILES = "no-model-files"
+LOAD_WAIT_S = 10.0
 
 
 class Catalog:
@@ -31,52 +42,146 @@ class Catalog:
         self._configured: Mapping[str, Model] = {model.name: model for model in configured}
         self._default_files = default_files
         self._cache_bytes = segment_cache_bytes
-        self._loaded: dict[str, ChatModel | None] = {}
+        self._loading: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._loaded: dict[str, ChatModel] = {}
+        self._readings: dict[tuple[str, str], ChatModel] = {}  # (model, engine kind) -> its engines' reading
+        self._hopeless: set[tuple[str, str, str]] = set()  # (model, kind, version) that no reading matches
         self._sizes: dict[str, int] = {}
         self._served: dict[str, tuple[str, EngineInfo]] = {}
-        self._lock = asyncio.Lock()
+        self._aliases: dict[str, Model] = {}
+
+    async def close(self) -> None:
+        """Give up on files that couldn't be fetched yet."""
+        tasks = [task for task, _ in self._loading.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def learn(self, info: EngineInfo) -> tuple[str, int, bool]:
         """A replica serves what `info` says: (canonical name, canonical block size, whether that size changed).
 
-        The canonical block size is the configured one, or the smallest among the model's replicas, at least 16.
+        The canonical block size is the configured one, or the smallest among the model's replicas, at least 16. Files
+        that take longer than LOAD_WAIT_S are waited for by nobody: approximate keys until they are there.
         """
         name = info.models[0]
-        async with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = await self._load(name)
-        settings = self._configured.get(name, Model(name=name))
+        if name not in self._loading:
+            # The configuration may know the model by any of its names.
+            alias = next((alias for alias in info.models if alias in self._configured), None)
+            if alias is not None:
+                self._aliases[name] = self._configured[alias]
+            self.approximate[name] = "its tokenizer files are still being loaded"
+            known = asyncio.Event()
+            self._loading[name] = asyncio.create_task(self._load(name, known), name=f"load {name}"), known
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOAD_WAIT_S):
+                await self._loading[name][1].wait()
+        settings = self._settings(name)
         size = settings.block_size or min(self._sizes.get(name, 1 << 30), max(SMALLEST_BLOCK, info.block_size or 0))
         changed = self._sizes.get(name, size) != size
         self._sizes[name] = size
         self._served |= dict.fromkeys((*info.models, *info.adapters), (name, info))
-        for served, (base, told) in self._served.items():
-            if base == name:
-                self.specs[served] = ModelSpec(
-                    name=served if served in told.adapters else name,
-                    model=self._loaded[name],
-                    block_size=size,
-                    default_template_kwargs=settings.chat_template_kwargs,
-                    max_model_len=told.max_model_len,
-                    inexact=NO_FILES if name in self.approximate else None,
-                )
+        self._specify(name)
         return name, size, changed
 
-    async def _load(self, name: str) -> ChatModel | None:
-        settings = self._configured.get(name)
-        files = settings.files if settings is not None else self._default_files
-        if files is None:
-            self.approximate[name] = "no tokenizer files are configured (models[].files or --model-files)"
-        else:
+    async def reread(self, session: aiohttp.ClientSession, url: str, info: EngineInfo) -> bool:
+        """A replica's ids differ from ours: look for the reading of the tokenizer file (prompt.pipelines) that is its.
+
+        True if one was found; it is used from now on for engines of that kind. Not looked for where the configuration
+        says which it is, and only once for a version of an engine.
+        """
+        name, model = info.models[0], self._loaded.get(info.models[0])
+        settings, asked = self._settings(info.models[0]), (info.models[0], info.kind, info.version)
+        if model is None or settings.tokenizer_class is not None or asked in self._hopeless:
+            return False
+        if (name, info.kind) in self._readings:
+            return False  # one kind, one reading: the others of that kind agreed with it
+        for reading in CLASSES:
             try:
-                return await asyncio.to_thread(
-                    load_model,
-                    files,
-                    revision=settings.revision if settings is not None else None,
-                    tokenizer_class=settings.tokenizer_class if settings is not None else None,
-                    cache=SegmentCache(self._cache_bytes),
-                )
+                other = await asyncio.to_thread(self._read, name, reading)
+            except ModelFilesError:
+                continue
+            if await matching(session, url, info.kind, name, self.specs[name], {reading: other}):
+                log.info("model %s: %s engines read its tokenizer as %s", name, info.kind, reading)
+                self._readings[name, info.kind] = other
+                self._specify(name)
+                return True
+        self._hopeless.add(asked)
+        return False
+
+    def _settings(self, name: str) -> Model:
+        return self._aliases.get(name) or Model(name=name, files=self._default_files)
+
+    def _specify(self, name: str) -> None:
+        """Write the specs of everything that is served from this model."""
+        settings = self._settings(name)
+        for served, (base, told) in self._served.items():
+            if base != name:
+                continue
+            spec = ModelSpec(
+                name=served if served in told.adapters else name,
+                model=self._loaded.get(name),
+                block_size=self._sizes[name],
+                default_template_kwargs=settings.chat_template_kwargs,
+                content_format=settings.content_format,
+                exclude_tools_when_none=settings.exclude_tools_when_none,
+                max_model_len=told.max_model_len,
+                inexact=NO_FILES if name in self.approximate else None,
+            )
+            readings = {kind: model for (base, kind), model in self._readings.items() if base == name}
+            by_engine = {kind: replace(spec, model=model) for kind, model in readings.items()}
+            self.specs[served] = replace(spec, by_engine=by_engine)
+
+    async def _load(self, name: str, known: asyncio.Event) -> None:
+        """Load the files; as long as the hub can't be reached, again. `known` is set when the first try is over."""
+        pauses = Backoff(2.0, 120.0)
+        told = ""
+        while True:
+            passing = False
+            try:
+                if self._settings(name).files is None:
+                    raise ModelFilesError("no tokenizer files are configured (models[].files or --model-files)")
+                self._loaded[name] = await asyncio.to_thread(self._read, name, self._settings(name).tokenizer_class)
+                del self.approximate[name]
+                if told:
+                    log.info("model %s: its tokenizer files are here: its prompts are exact now", name)
             except ModelFilesError as error:
                 self.approximate[name] = str(error)
-        log.warning("model %s: prompts are matched by approximate keys: %s", name, self.approximate[name])
+                passing = isinstance(error, HubError) and error.passing
+                if told != str(error):
+                    log.warning("model %s: prompts are matched by approximate keys: %s", name, error)
+                told = str(error)
+            self._specify(name)
+            known.set()
+            if not passing:
+                return
+            await asyncio.sleep(pauses.pause())
+
+    def _read(self, name: str, tokenizer_class: str | None) -> ChatModel:
+        settings = self._settings(name)
+        assert settings.files is not None
+        return load_model(
+            settings.files,
+            revision=settings.revision,
+            token=_token(settings),
+            tokenizer_class=tokenizer_class,
+            chat_template=_template(settings),
+            cache=SegmentCache(self._cache_bytes),
+        )
+
+
+def _token(settings: Model) -> str | None:
+    if settings.token_env is None:
         return None
+    token = os.environ.get(settings.token_env)
+    if not token:
+        raise ModelFilesError(f"models[].token_env names {settings.token_env}, which is not set in the environment")
+    return token
+
+
+def _template(settings: Model) -> str | None:
+    if settings.chat_template is None:
+        return None
+    try:
+        return Path(settings.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFilesError(f"models[].chat_template: {settings.chat_template} can't be read ({error})") from error

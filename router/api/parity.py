@@ -83,10 +83,11 @@ async def check_parity(
     """
     try:
         spec = stage.spec(served_model)
+        spec = spec.by_engine.get(kind, spec)
     except UnknownModel:
         return ParityResult(True, 0, "unknown: the router has no such model")
     # Our own ids, also while they are not trusted, and never ones that were asked of the engine.
-    own = PromptStage({served_model: replace(spec, inexact=None)}, threads=1)
+    own = PromptStage({served_model: replace(spec, inexact=None, by_engine={})}, threads=1)
     try:
         return await _compare(poster(session, url, seconds), kind, served_model, own, generate)
     finally:
@@ -112,16 +113,21 @@ async def _compare(post: Post, kind: str, served_model: str, own: PromptStage, g
 
 
 async def matching(
-    session: aiohttp.ClientSession, url: str, kind: str, spec: ModelSpec, models: Mapping[str, ChatModel]
+    session: aiohttp.ClientSession,
+    url: str,
+    kind: str,
+    served_model: str,
+    spec: ModelSpec,
+    models: Mapping[str, ChatModel],
 ) -> str | None:
     """The name of the first model (say, "file" or "Qwen2Tokenizer") whose ids are the engine's; None if none is proven.
 
-    `spec.name` must be the name that the engine serves the model under.
+    `served_model`: the name that the engine serves it under.
     """
     for name, model in models.items():
-        stage = PromptStage({spec.name: replace(spec, model=model, inexact=None)}, threads=1)
+        stage = PromptStage({served_model: replace(spec, model=model, inexact=None, by_engine={})}, threads=1)
         try:
-            result = await check_parity(session, url, kind, spec.name, stage)
+            result = await check_parity(session, url, kind, served_model, stage)
         finally:
             stage.close()
         if result.ok and result.checked:

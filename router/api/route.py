@@ -11,7 +11,7 @@ import msgspec
 
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
-from router.fleet.feeds import Feeds
+from router.fleet.feeds import NOTHING, Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.load import Ticket
 from router.fleet.replica import Replica
@@ -21,6 +21,7 @@ from router.http.response import Response
 from router.http.upstream import Origin
 from router.index.types import Match
 from router.observe.metrics import Metrics
+from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt, PromptStage, UnknownModel
 from router.proxy.forward import Attempt, Forwarder, Outcome, Target
@@ -31,6 +32,7 @@ access_log = logging.getLogger("router.access")
 NEEDS_MODEL = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
 )
+GENERATING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE})
 NO_PROMPT = Prompt(tokens=0, chain=[], block_size=1, exact=True)
 
 
@@ -43,7 +45,11 @@ class _Known:
 
 
 class Route:
-    """Routes requests over a fleet. `origin_of` gives a replica's address, `suspect` is told of refused connections."""
+    """Routes requests over a fleet.
+
+    `origin_of` gives a replica's address, `suspect` is told of refused connections, `answered` what came of a request
+    whose prompt and prediction it gets. `send_token_ids`: with chat requests, to replicas known to agree with ours.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,8 @@ class Route:
         session_header: bytes,
         origin_of: Callable[[Replica], Origin],
         suspect: Callable[[Replica, str], None],
+        answered: Callable[[Replica, Prompt, Match, Outcome], None],
+        send_token_ids: bool = False,
     ) -> None:
         self.fleet = fleet
         self.feeds = feeds
@@ -66,6 +74,8 @@ class Route:
         self.metrics = metrics
         self.origin_of = origin_of
         self.suspect = suspect
+        self.answered = answered
+        self.send_token_ids = send_token_ids
         self._session_header = session_header
 
     async def __call__(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant = OPEN) -> None:
@@ -133,6 +143,8 @@ class Route:
             if usage is not None and usage.cached_tokens is not None and usage.prompt_tokens is not None:
                 metrics.engine_prompt_tokens.labels(replica).inc(usage.prompt_tokens)
                 metrics.engine_cached_tokens.labels(replica).inc(usage.cached_tokens)
+            if outcome.error is None and outcome.status == 200 and parsed.endpoint in GENERATING:
+                self.answered(*routed.expected(replica), outcome)
         if access_log.isEnabledFor(logging.INFO):
             access_log.info("%s", routed.summary(outcome).decode())
 
@@ -199,8 +211,26 @@ class _Routed:
             if replica.id not in excluded and self._route.fleet.get(replica.id) is replica:
                 self._reason = self._decision.reason if last_error is None else "retry"
                 rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
-                return Target(replica.id, self._route.origin_of(replica), rank)
+                return Target(replica.id, self._route.origin_of(replica), rank, self._body_with_ids(replica))
         return None
+
+    def _body_with_ids(self, replica: Replica) -> bytes | None:
+        prompt, info = self._prompt(replica).prompt, replica.info
+        allowed = self._route.send_token_ids and replica.verified and not replica.distrust and info is not None
+        if not allowed or not prompt.exact or not prompt.ids or self._parsed.endpoint is not Endpoint.CHAT:
+            return None
+        assert info is not None
+        if not supports(info.kind, info.version):
+            return None
+        try:
+            return with_token_ids(self._request.body, prompt.ids, info.kind)
+        except NotForwardable:
+            return None
+
+    def expected(self, replica_id: str) -> tuple[Replica, Prompt, Match]:
+        """What was expected of a candidate: the prompt, and what its own events said it held of it."""
+        known = self._prompt(self._candidates[replica_id].replica)
+        return self._candidates[replica_id].replica, known.prompt, known.matches.get(replica_id, NOTHING)
 
     def response_headers(self, target: Target) -> Headers:
         """The receipt."""

@@ -82,6 +82,10 @@ class Model(Section):
         ),
     ] = None
     revision: Annotated[str | None, _d("Hub revision of `files`.")] = None
+    token_env: Annotated[
+        str | None,
+        _d("Environment variable that holds the hub's token. Unset: HF_TOKEN, or the hub client's own login."),
+    ] = None
     tokenizer_class: Annotated[
         str | None,
         _d(
@@ -93,6 +97,15 @@ class Model(Section):
         Count | None,
         _d("Canonical block size in tokens. Unset: the smallest block size among the model's replicas, at least 16."),
     ] = None
+    chat_template: Annotated[
+        str | None, _d("File with the template of the engines' --chat-template, where they are given one.")
+    ] = None
+    content_format: Annotated[
+        Literal["auto", "string", "openai"], _d("The engines' --chat-template-content-format.")
+    ] = "auto"
+    exclude_tools_when_none: Annotated[
+        bool, _d("Whether the engines run with --exclude-tools-when-tool-choice-none (vLLM).")
+    ] = False
     chat_template_kwargs: Annotated[
         dict[str, object],
         _d("The engines' --default-chat-template-kwargs, so that the router renders as they do."),
@@ -240,6 +253,38 @@ class Prompt(Section):
     parity_interval_s: Annotated[
         Seconds, _d("Time between comparisons of the router's token ids with each engine's; also done at every join.")
     ] = 300.0
+    parity_generate: Annotated[
+        bool,
+        _d("At a comparison, let an engine that has no tokenize or render endpoint generate one token for each probe."),
+    ] = False
+    drift_alert: Annotated[
+        float,
+        Meta(gt=0, lt=1),
+        _d(
+            "Share of tokens by which a replica's predicted and actual cached tokens may differ, over its recent "
+            "answers, before /ready and the log say so."
+        ),
+    ] = 0.25
+    unreproducible: Annotated[
+        Literal["approximate", "ask_engine"],
+        _d(
+            "Prompts whose token ids the router can't know (harmony, Mistral and other encoders of their own, "
+            "templates in requests): matched by approximate text keys, or asked of an engine's render or tokenize "
+            "endpoint, which then tokenizes them twice."
+        ),
+    ] = "approximate"
+    ask_timeout_s: Annotated[
+        Seconds, _d("How long a request waits for ids asked of an engine; then it gets approximate keys.")
+    ] = 0.05
+    ask_cache_mb: Annotated[Count, _d("Memory for ids asked of engines.")] = 32
+    send_token_ids: Annotated[
+        bool,
+        _d(
+            "Send the router's ids along with chat requests, so that the engine neither renders nor tokenizes again "
+            "(vLLM >= 0.28, SGLang >= 0.5.14). The body then changes by one field. Done only for a replica whose ids "
+            "were compared and are equal."
+        ),
+    ] = False
     segment_cache_mb: Annotated[Count, _d("Memory for tokenized text segments, per model.")] = 64
     chain_cache_mb: Annotated[Count, _d("Memory for block chains of recent prompts, per model.")] = 64
 

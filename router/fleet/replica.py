@@ -55,6 +55,8 @@ class Replica:
     feed_reason: str = ""
     distrust: str = ""
     """Why its events can't be matched with this router's chains (other token ids); empty while nothing speaks so."""
+    verified: bool = False
+    """Its own token ids for the probe conversations were compared and are this router's."""
     load: Load = field(default_factory=Load)
     reported: EngineLoad | None = None
     reported_at: float = 0.0

@@ -13,6 +13,7 @@ No HTTP in here: `post(path, body)` gives the answer's body, or None for every a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ _TOKENIZED = (
 _IGNORED = ("documents", "reasoning_effort", "truncate_prompt_tokens", "kv_transfer_params")
 # Ids alone don't say which picture they stand for; a malformed request has no ids.
 _HOPELESS = frozenset({"multimodal", "malformed-request", "lone-surrogate", "unsupported-endpoint"})
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 async def ask(post: Post, endpoint: Endpoint, body: Mapping[str, Any], kind: str) -> bytes | None:
@@ -60,36 +62,69 @@ async def ask(post: Post, endpoint: Endpoint, body: Mapping[str, Any], kind: str
 
 
 class AskedIds:
-    """A `stage.EngineIds`: asks within a time limit, remembers the answers, least recently used out first."""
+    """A `stage.EngineIds`: asks within a time limit, remembers the answers, least recently used out first.
 
-    def __init__(self, post: Post, kind: str, *, seconds: float = 0.05, max_bytes: int = 32 << 20) -> None:
-        """`post`: to some replica of the pool. `seconds`: what a request may wait for its ids at most."""
-        self._post = post
-        self._kind = kind
+    A model whose engine didn't answer in time is left alone for a while (half a second, doubling up to 30), so that a
+    busy engine costs one request's wait, not every request's.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str, str], Post | None],
+        *,
+        seconds: float = 0.05,
+        max_bytes: int = 32 << 20,
+        max_waiting: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`find(engine, model)`: how to post to some replica of that kind that serves the model; None: there is none.
+
+        `seconds`: what a request may wait for its ids at most. `max_waiting`: requests that may wait at a time; those
+        beyond get approximate keys at once.
+        """
+        self._find = find
         self._seconds = seconds
         self._max_bytes = max_bytes
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._waiting = 0
         self._bytes = 0
         self._known: OrderedDict[int, bytes] = OrderedDict()
+        self._late: dict[tuple[str, str], tuple[float, float]] = {}  # (not before, pause)
 
-    async def __call__(self, request: ApiRequest, spec: ModelSpec, reason: str) -> bytes | None:
+    async def __call__(self, request: ApiRequest, spec: ModelSpec, engine: str, reason: str) -> bytes | None:
         """The request's ids, packed; None if the engine doesn't know them, or not in time."""
         if reason in _HOPELESS or request.prompts:
             return None
         try:
-            key = xxhash.xxh3_128_intdigest(_encode((spec.name, request.endpoint.value, request.body)))
+            key = xxhash.xxh3_128_intdigest(_encode((spec.name, engine, request.endpoint.value, request.body)))
         except (UnicodeEncodeError, TypeError, RecursionError):
             return None
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)
             return known
-        try:
-            async with asyncio.timeout(self._seconds):
-                ids = await ask(self._post, request.endpoint, request.body, self._kind)
-        except TimeoutError:
-            return None
+        ids = await self._asked(request, spec.name, engine)
         if ids is not None:
             self._keep(key, ids)
+        return ids
+
+    async def _asked(self, request: ApiRequest, model: str, engine: str) -> bytes | None:
+        not_before, pause = self._late.get((engine, model), (0.0, _PAUSE_S / 2))
+        post = self._find(engine, request.model or model)
+        if post is None or self._waiting >= self._max_waiting or self._clock() < not_before:
+            return None
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                ids = await ask(post, request.endpoint, request.body, engine)
+        except TimeoutError:
+            pause = min(_LONGEST_PAUSE_S, 2 * pause)
+            self._late[engine, model] = (self._clock() + pause, pause)
+            return None
+        finally:
+            self._waiting -= 1
+        self._late.pop((engine, model), None)
         return ids
 
     def _keep(self, key: int, ids: bytes) -> None:

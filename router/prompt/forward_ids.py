@@ -6,6 +6,8 @@ surprise 9). The body's bytes change by one added field; everything else in it s
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from router.blocks import unpack
@@ -16,6 +18,17 @@ _encode = msgspec.json.Encoder().encode
 
 class NotForwardable(Exception):
     """The engine would ignore the ids, or they could change the answer. The message says why."""
+
+
+_SINCE = {"vllm": (0, 28), "sglang": (0, 5, 14)}
+_NUMBER = re.compile(r"\d+")
+
+
+def supports(kind: str, version: str) -> bool:
+    """Whether an engine of this kind and version ("0.32.0", "0.5.14.post1") takes ids; not if it doesn't say which."""
+    since = _SINCE.get(kind)
+    found = tuple(int(number) for number in _NUMBER.findall(version)[:3])
+    return since is not None and len(found) >= 2 and found >= since
 
 
 def with_token_ids(body: bytes, ids: bytes, kind: str) -> bytes:

@@ -16,19 +16,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
 from router.prompt.fast import fast_encoder
+from router.prompt.hub import ModelFilesError, fetch
 from router.prompt.pipelines import apply_class
 from router.prompt.template import ChatTemplate, Messages, TemplateError, Tools
 from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
 
-HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json", "*.jinja")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Model types whose chats engines encode with code of their own instead of the template (engine-protocol.md F.1, F.2).
 _OWN_ENCODERS = {"gpt_oss": "harmony", "deepseek_v32": "deepseek-encoding", "deepseek_v4": "deepseek-encoding"}
 _OWN_ENCODERS |= {"kimi_k3": "kimi-encoding", "kimi_audio": "kimi-encoding"}
-
-
-class ModelFilesError(Exception):
-    """A model's files are missing or wrong. The message names the file and the fix."""
 
 
 class ChatModel:
@@ -144,7 +140,7 @@ def load_model(
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _download(str(source), revision, token, cache_dir)
+        directory = fetch(str(source), revision=revision, token=token, cache_dir=cache_dir)
     config = _read_json(directory / "tokenizer_config.json")
     tokenizer = _load_tokenizer(directory, config)
     if tokenizer_class is not None:
@@ -166,27 +162,6 @@ def load_model(
         max_chars=max_chars,
         max_seconds=max_seconds,
     )
-
-
-def _download(model_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None) -> Path:
-    if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
-        raise ModelFilesError(f"{model_id}: no such directory. Give a directory with tokenizer.json, or a hub id")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ModelFilesError(
-            f"{model_id}: is no directory, and huggingface_hub, needed to fetch it by id, is not installed"
-        ) from error
-    try:
-        fetched = snapshot_download(
-            model_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=list(HUB_FILES)
-        )
-    except Exception as error:  # the hub client raises many kinds: offline, 401, 404, disk full
-        raise ModelFilesError(
-            f"{model_id}: is no directory and can't be fetched from the hub ({type(error).__name__}). "
-            "Check the id, the revision, the token and the network, or give a local directory"
-        ) from error
-    return Path(fetched)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

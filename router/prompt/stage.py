@@ -45,6 +45,7 @@ class ModelSpec:
     `content_format`: the server's `--chat-template-content-format` unless "auto".
     `max_model_len`: tokens, for requests that ask to be truncated to the model's limit.
     `inexact`: set while the ids may not be trusted (a failed comparison with the engine, an encoder of its own).
+    `by_engine`: engine kind -> spec, for kinds that read the model's files in another way.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelSpec:
     exclude_tools_when_none: bool = False
     max_model_len: int | None = None
     inexact: str | None = None
+    by_engine: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,10 @@ class Prompt:
 class EngineIds(Protocol):
     """Asks an engine for a request's ids (render or tokenize endpoint); cached and time-boxed by its owner.
 
-    Returns them packed, or None if it doesn't know.
+    Returns them packed, or None if it doesn't know. `engine`: the kind. `reason`: why they can't be reproduced here.
     """
 
-    async def __call__(self, request: ApiRequest, spec: ModelSpec, reason: str) -> bytes | None: ...
+    async def __call__(self, request: ApiRequest, spec: ModelSpec, engine: str, reason: str) -> bytes | None: ...
 
 
 class PromptStage:
@@ -129,13 +131,14 @@ class PromptStage:
         given: engines cache each on its own, and replicas are chosen for the whole request. Raises UnknownModel.
         """
         spec = self.spec(request.model)
+        spec = spec.by_engine.get(engine, spec)
         if request.size > _LONG_BYTES:
             await asyncio.sleep(0)
         start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)
         try:
             first, tokens, reason = await self._ids(request, spec, engine)
         except Inexact as inexact:
-            return await self._fallback(request, spec, start, inexact.reason)
+            return await self._fallback(request, spec, start, engine, inexact.reason)
         chain = await self._chain(start, first, spec.block_size)
         return Prompt(tokens, chain, spec.block_size, reason is None, reason, first)
 
@@ -179,9 +182,9 @@ class PromptStage:
             await asyncio.sleep(0)
         return hashes
 
-    async def _fallback(self, request: ApiRequest, spec: ModelSpec, start: int, reason: str) -> Prompt:
+    async def _fallback(self, request: ApiRequest, spec: ModelSpec, start: int, engine: str, reason: str) -> Prompt:
         if self._engine_ids is not None:
-            ids = await self._engine_ids(request, spec, reason)
+            ids = await self._engine_ids(request, spec, engine, reason)
             if ids is not None:
                 chain = await self._chain(start, ids, spec.block_size)
                 return Prompt(len(ids) // TOKEN_BYTES, chain, spec.block_size, True, None, ids)

@@ -24,11 +24,12 @@ NO_ROUTE = b'{"detail":"Not Found"}'
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A replica to send to. extra_headers are added to the client's own."""
+    """A replica to send to. extra_headers are added to the client's own. body: sent in the place of the client's."""
 
     id: str
     origin: Origin
     extra_headers: Headers = field(default_factory=list)
+    body: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -204,7 +205,10 @@ class _Forwarding:
 
     async def _try(self, target: Target, attempt: Attempt, begun: float) -> Target | None:
         """One target, with the free second try after a stale connection. Returns the target to try next."""
-        head = request_head(self._request, target.origin, target.extra_headers, self._headers)
+        extra = target.extra_headers
+        if target.body is not None:
+            extra = [*extra, (b"content-length", b"%d" % len(target.body))]
+        head = request_head(self._request, target.origin, extra, self._headers)
         fresh = False
         while True:
             try:
@@ -234,7 +238,8 @@ class _Forwarding:
             connection = await self._pool.connect(target.origin, max(0.0, self._deadline - time.monotonic()))
         try:
             timeout = min(self._pool.limits.first_byte_timeout_s, self._deadline - time.monotonic())
-            answer = await connection.send(self._request.method, head, self._request.body, timeout)
+            body = self._request.body if target.body is None else target.body
+            answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
             self._plan.on_first_byte(target, answer.status, time.monotonic() - begun)
             failure = self._failure(connection, answer)

@@ -37,7 +37,7 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
     """Request line and headers for the replica: the client's own in their order and case, without hop-by-hop ones.
 
     Content-Length is added for a chunked upload (its decoded body follows), Host for an HTTP/1.0 client without one.
-    A header that `extra` or the rules set is never sent twice.
+    A header that `extra` or the rules set is never sent twice: for another body than the client's, give Content-Length.
     """
     dropped = rules.dropped.union(name for name, _ in extra) if extra else rules.dropped
     prefixes = rules.prefixes
@@ -52,7 +52,7 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
         parts.append(b"%b: %b\r\n" % (name, value))
     if not has_host:
         parts.append(b"host: %b:%d\r\n" % (origin.host.encode("idna"), origin.port))
-    if request.chunked:
+    if request.chunked and b"content-length" not in dropped:
         parts.append(b"content-length: %d\r\n" % len(request.body))
     parts += [b"%b: %b\r\n" % header for header in (*rules.added, *extra)]
     parts.append(b"\r\n")

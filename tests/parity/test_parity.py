@@ -114,7 +114,7 @@ async def test_generating_is_asked_for(engine: Engine, models: dict[str, ChatMod
 async def test_the_matching_reading_of_a_tokenizer_is_found(engine: Engine, models: dict[str, ChatModel]) -> None:
     spec: Any = ModelSpec("m", models["file"])
     async with aiohttp.ClientSession() as session:
-        assert await matching(session, engine.url, "vllm", spec, models) is None
+        assert await matching(session, engine.url, "vllm", "m", spec, models) is None
         engine.routes = {"/tokenize": "tokens"}
-        assert await matching(session, engine.url, "vllm", spec, models) == "Qwen2Tokenizer"
-        assert await matching(session, engine.url, "vllm", spec, {"file": models["file"]}) is None
+        assert await matching(session, engine.url, "vllm", "m", spec, models) == "Qwen2Tokenizer"
+        assert await matching(session, engine.url, "vllm", "m", spec, {"file": models["file"]}) is None

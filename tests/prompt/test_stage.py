@@ -160,7 +160,7 @@ async def test_approximate_chains_grow_and_tell_images_apart() -> None:
 async def test_the_engines_own_answer_is_used_where_ours_is_not_known(tiny: ChatModel) -> None:
     reasons = []
 
-    async def ask(asked: ApiRequest, spec: ModelSpec, reason: str) -> bytes | None:
+    async def ask(asked: ApiRequest, spec: ModelSpec, engine: str, reason: str) -> bytes | None:
         reasons.append(reason)
         return pack(range(40))
 
