@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +22,12 @@ from router.config.load import replica_id
 from router.config.model import Config, Routing
 from router.credentials import Credentials
 from router.engines import EventSource
+from router.fleet.breaker import Circuit
 from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.membership import Membership
+from router.fleet.outliers import TICK_S, OutlierPolicy, Outliers
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
 from router.fleet.shared import SharedIndex
@@ -39,7 +41,9 @@ from router.observe.metrics import Metrics, Sample
 from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.engine_ids import AskedIds
 from router.prompt.stage import PromptStage
+from router.proxy.budget import RetryBudget
 from router.proxy.forward import Forwarder
+from router.proxy.poison import PoisonGuard
 from router.proxy.retry import RetryPolicy
 from router.routing.policies import POLICIES, Prefix
 from router.routing.types import Policy
@@ -96,6 +100,10 @@ class App:
             failures=config.health.failures,
             load_interval_s=config.health.load_interval_s,
             session=lambda timeout: self.credentials.session(timeout),
+            died=lambda replica: self.forwarder.poison.died(replica.id, time.monotonic()),
+        )
+        self.outliers = Outliers(
+            self.fleet, outlier_policy(config), unreachable=self.prober.suspect, check=self.prober.check
         )
         self.pool = UpstreamPool(
             UpstreamLimits(
@@ -106,20 +114,23 @@ class App:
             )
         )
         self._origins: dict[str, Origin] = {}
+        self.forwarder = Forwarder(
+            self.pool,
+            RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s),
+            budget=RetryBudget(config.proxy.retry_budget_ratio, config.proxy.retry_budget_per_s),
+            poison=PoisonGuard(losses=config.proxy.poison_losses, refuse_s=config.proxy.poison_refuse_s),
+            headers=self.credentials.header_rules(config),
+        )
         route = Route(
             self.fleet,
             self.feeds,
             self.prompts,
             make_policy(config.routing),
-            Forwarder(
-                self.pool,
-                RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s),
-                headers=self.credentials.header_rules(config),
-            ),
+            self.forwarder,
             self.metrics,
             session_header=config.routing.session_header.lower().encode(),
             origin_of=lambda replica: self._origins[replica.id],
-            suspect=self.prober.suspect,
+            outliers=self.outliers,
             answered=self.trust.answered,
             send_token_ids=config.prompt.send_token_ids,
         )
@@ -148,7 +159,7 @@ class App:
             replicas=lambda: status.replicas(self.fleet, self.feeds.status()),
         )
         self.admin_port = 0
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Listen and begin to watch the replicas. Raises OSError when an address can't be bound."""
@@ -161,7 +172,10 @@ class App:
         self.membership.start(make_sources(config.discovery))
         if self.feeds.shared is not None:
             self.feeds.shared.start()
-        self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
+        self._tasks = [
+            asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(self._watch_outliers(), name="outliers"),
+        ]
         tls = self.credentials.listen_tls
         await self.server.start(config.listen.host, config.listen.port, ssl=tls)
         log.info("listening on %s://%s:%d", "https" if tls else "http", config.listen.host, self.server.port)
@@ -189,10 +203,9 @@ class App:
         clean = await self.server.drain(self.config.shutdown.grace_s)
         if not clean:
             log.warning("cut requests that were still running after %g s", self.config.shutdown.grace_s)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.membership.close()
         await self.prober.close()
         await self.trust.close()
@@ -239,6 +252,7 @@ class App:
 
     async def _joined(self, replica: Replica) -> None:
         assert replica.info is not None
+        self.outliers.joined(replica)
         model, block_size, changed = await self.catalog.learn(replica.info)
         if changed:
             log.warning("model %s: its blocks now have %d tokens; the index starts again", model, block_size)
@@ -253,6 +267,11 @@ class App:
             await asyncio.sleep(SWEEP_PAUSE_S)
             self.index.sweep()
 
+    async def _watch_outliers(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.outliers.tick()
+
     def _samples(self) -> Iterator[Sample]:
         """What /metrics reads when it is asked for."""
         feeds = self.feeds.status()
@@ -260,6 +279,10 @@ class App:
             at = (("replica",), (replica.id,))
             feed = feeds.get(replica.id, {})
             yield "replica_up", "gauge", "1 if requests are sent there.", *at, float(replica.health is Health.UP)
+            text = "1 if it is ejected because its requests failed."
+            yield "replica_ejected", "gauge", text, *at, float(replica.breaker.circuit is Circuit.OPEN)
+            text = "Share of a full load it may take: below 1 while it starts slowly."
+            yield "replica_weight", "gauge", text, *at, replica.weight
             yield "replica_running", "gauge", "Sequences sent and not ended.", *at, replica.load.running
             text = "Uncached prompt tokens sent whose first answer byte has not come."
             yield "replica_pending_prefill_tokens", "gauge", text, *at, replica.load.pending_prefill
@@ -292,6 +315,10 @@ class App:
                 yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
                 yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
         yield from self.trust.samples()
+        yield "ejections", "counter", "Times a replica was ejected.", (), (), self.outliers.ejections
+        text = "1 while failed retries have used up the retry budget."
+        spent = self.forwarder.budget.spent(time.monotonic())
+        yield "retry_budget_spent", "gauge", text, (), (), float(spent)
         yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
         text = "Blocks left out because the index is full (index.max_blocks)."
         yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused
@@ -324,6 +351,19 @@ def configured(config: Config) -> list[Endpoint]:
         )
         for replica in config.replicas
     ]
+
+
+def outlier_policy(config: Config) -> OutlierPolicy:
+    """The configured rules of ejection."""
+    health = config.health
+    return OutlierPolicy(
+        consecutive=health.eject_failures,
+        error_ratio=health.eject_error_ratio,
+        eject_s=health.eject_s,
+        eject_max_s=health.eject_max_s,
+        max_share=health.max_ejected_share,
+        slow_start_s=health.slow_start_s,
+    )
 
 
 def make_policy(routing: Routing) -> Policy:

@@ -29,7 +29,7 @@ from router.index.types import Match
 from router.observe.agreement import Agreement
 from router.observe.metrics import Sample
 from router.prompt.stage import Prompt, PromptStage
-from router.proxy.forward import Outcome
+from router.proxy.plan import Outcome
 
 log = logging.getLogger(__name__)
 

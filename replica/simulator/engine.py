@@ -39,6 +39,7 @@ class Engine:
                 buffer_steps=config.buffer_steps,
             )
         self.paused = False
+        self.stalled = False
         self._timer: asyncio.Handle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.scheduler = self._new_scheduler()
@@ -57,6 +58,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self.scheduler = self._new_scheduler()
         self.paused = False
+        self.stalled = False
         if self.publisher is not None:
             await self.publisher.start()
         self._publish()
@@ -87,7 +89,13 @@ class Engine:
             self.scheduler.abort(seq)
 
     def pause(self, paused: bool) -> None:
+        """As told by /pause: /is_paused says so."""
         self.paused = paused
+        self._arm()
+
+    def stall(self, stalled: bool) -> None:
+        """Stand still unnoticed."""
+        self.stalled = stalled
         self._arm()
 
     def reset_cache(self) -> bool:
@@ -108,7 +116,7 @@ class Engine:
         return cache.used / cache.blocks
 
     def _arm(self) -> None:
-        if self._timer is not None or self.paused or self._loop is None:
+        if self._timer is not None or self.paused or self.stalled or self._loop is None:
             return
         at = self.scheduler.next_at
         if not math.isinf(at):
@@ -118,7 +126,7 @@ class Engine:
 
     def _tick(self) -> None:
         self._timer = None
-        if self.paused or self._loop is None:
+        if self.paused or self.stalled or self._loop is None:
             return
         now = self._loop.time()
         if now < self.scheduler.next_at < now + TIMER_S:

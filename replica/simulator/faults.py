@@ -14,7 +14,7 @@ class Faults:
     hang: bool = False
     """Accept and read requests, never answer."""
     paused: bool = False
-    """The engine makes no steps; requests wait, /health is 200."""
+    """The engine makes no steps and doesn't say so (after /pause it does): requests wait, /health is 200."""
     slow: float = 1.0
     """Every step takes this many times as long."""
     status: int = 0

@@ -137,7 +137,7 @@ class SimulatedServer:
         if "slow" in values:
             self.engine.scheduler.slow = self.faults.slow
         if "paused" in values:
-            self.engine.pause(self.faults.paused)
+            self.engine.stall(self.faults.paused)
         if "drop_events" in values and self.engine.publisher is not None:
             self.engine.publisher.drop = self.faults.drop_events
 

@@ -62,14 +62,15 @@ class Api:
                 return
             if endpoint is not Endpoint.OTHER and request.method != "POST":
                 raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
-            try:
-                parsed = parse_request(path, request.body)
-            except BadRequest as bad:
-                raise ApiError(bad.status, bad.message, param=bad.param, code=bad.code) from None
-            await self._admitted(request, response, parsed, grant)
+            await self._admitted(request, response, parse_request(path, request.body), grant)
+        except BadRequest as bad:
+            self._refuse(response, endpoint, ApiError(bad.status, bad.message, param=bad.param, code=bad.code))
         except ApiError as error:
-            response.send(error.status, *errors.answer(error, response.errors))
-            self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
+            self._refuse(response, endpoint, error)
+
+    def _refuse(self, response: Response, endpoint: Endpoint, error: ApiError) -> None:
+        response.send(error.status, *errors.answer(error, response.errors))
+        self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
 
     async def _admitted(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant) -> None:
         grant.begin(parsed.model)

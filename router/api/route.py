@@ -11,10 +11,13 @@ import msgspec
 
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
+from router.engines import OVERLOAD
 from router.fleet.feeds import NOTHING, Feeds
 from router.fleet.fleet import Fleet
+from router.fleet.judge import Judge
 from router.fleet.load import Ticket
-from router.fleet.replica import Replica
+from router.fleet.outliers import Outliers
+from router.fleet.replica import Health, Replica
 from router.http.errors import Headers, UpstreamError
 from router.http.message import Request
 from router.http.response import Response
@@ -24,7 +27,10 @@ from router.observe.metrics import Metrics
 from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt, PromptStage, UnknownModel
-from router.proxy.forward import Attempt, Forwarder, Outcome, Target
+from router.prompt.vocabulary import check_ids
+from router.proxy.forward import Forwarder
+from router.proxy.plan import Attempt, Outcome, Target
+from router.routing.ramp import ramped
 from router.routing.types import Ask, Candidate, Decision, Policy
 
 access_log = logging.getLogger("router.access")
@@ -47,7 +53,7 @@ class _Known:
 class Route:
     """Routes requests over a fleet.
 
-    `origin_of` gives a replica's address, `suspect` is told of refused connections, `answered` what came of a request
+    `origin_of` gives a replica's address, `outliers` is told how requests end, `answered` what came of a request
     whose prompt and prediction it gets. `send_token_ids`: with chat requests, to replicas known to agree with ours.
     """
 
@@ -62,7 +68,7 @@ class Route:
         *,
         session_header: bytes,
         origin_of: Callable[[Replica], Origin],
-        suspect: Callable[[Replica, str], None],
+        outliers: Outliers,
         answered: Callable[[Replica, Prompt, Match, Outcome], None],
         send_token_ids: bool = False,
     ) -> None:
@@ -73,7 +79,7 @@ class Route:
         self.forwarder = forwarder
         self.metrics = metrics
         self.origin_of = origin_of
-        self.suspect = suspect
+        self.outliers = outliers
         self.answered = answered
         self.send_token_ids = send_token_ids
         self._session_header = session_header
@@ -82,6 +88,8 @@ class Route:
         """Route and answer one request. Raises ApiError for one that no replica can serve, or its key doesn't cover."""
         began = perf_counter()
         replicas = self._able(parsed)
+        assert replicas[0].info is not None
+        check_ids(parsed, self.prompts.ids(parsed.model or replicas[0].info.models[0]))
         known: dict[str, _Known] = {}
         for info in {r.info.kind: r.info for r in replicas if r.info is not None}.values():
             prompt = NO_PROMPT
@@ -156,6 +164,7 @@ class _Routed:
         "_candidates",
         "_decision",
         "_grant",
+        "_judge",
         "_known",
         "_left",
         "_parsed",
@@ -183,7 +192,8 @@ class _Routed:
         self._ticket: Ticket | None = None
         self._candidates = {r.id: Candidate(r, self._held(r)[1]) for r in replicas}
         self._decision = self._decide(list(self._candidates.values()))
-        self._left = iter(self._decision.order)
+        self._left = ramped(self._decision.order) if route.fleet.ramping else list(self._decision.order)
+        self._judge = Judge(route.outliers)
 
     def _prompt(self, replica: Replica) -> _Known:
         assert replica.info is not None
@@ -205,14 +215,17 @@ class _Routed:
         return min(self._candidates[replica.id].held_tokens, prompt.hittable_blocks * prompt.block_size)
 
     def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
-        """The next in the decision's order that is still part of the fleet."""
-        for candidate in self._left:
-            replica = candidate.replica
-            if replica.id not in excluded and self._route.fleet.get(replica.id) is replica:
-                self._reason = self._decision.reason if last_error is None else "retry"
-                rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
-                return Target(replica.id, self._route.origin_of(replica), rank, self._body_with_ids(replica))
-        return None
+        """The next in the decision's order that is still part of the fleet, those first that are still well."""
+        fleet = self._route.fleet
+        left = [c for c in self._left if c.replica.id not in excluded and fleet.get(c.replica.id) is c.replica]
+        if not left:
+            return None
+        replica = next((c for c in left if c.replica.health is Health.UP and c.replica.breaker.admits), left[0]).replica
+        assert replica.info is not None
+        self._reason = self._decision.reason if last_error is None else "retry"
+        rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
+        body = self._body_with_ids(replica)
+        return Target(replica.id, self._route.origin_of(replica), rank, body, OVERLOAD[replica.info.kind])
 
     def _body_with_ids(self, replica: Replica) -> bytes | None:
         prompt, info = self._prompt(replica).prompt, replica.info
@@ -257,6 +270,7 @@ class _Routed:
         prompt = self._prompt(replica).prompt
         matched = self._matched(replica)
         sequences = self._parsed.n * max(1, len(self._parsed.prompts))
+        self._judge.sent(replica)
         self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
         route.fleet.chosen(replica)
         route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
@@ -270,8 +284,9 @@ class _Routed:
         """The prompt is prefilled."""
         if self._ticket is not None:
             self._ticket.first_byte()
+        replica = self._candidates[target.id].replica
+        self._judge.answered(replica, status)
         if status < 400:
-            replica = self._candidates[target.id].replica
             prompt = self._prompt(replica).prompt
             self._route.feeds.answered(replica, prompt.chain, prompt.exact)
 
@@ -280,8 +295,9 @@ class _Routed:
         if self._ticket is not None:
             self._ticket.end()
             self._ticket = None
-        if attempt.error == "connect":
-            self._route.suspect(self._candidates[target.id].replica, attempt.message)
+        replica = self._candidates[target.id].replica
+        full = attempt.status == target.overload
+        self._judge.ended(replica, attempt.error, attempt.status, attempt.message, full=full)
 
     def summary(self, outcome: Outcome) -> bytes:
         """The access log's line: everything but the text."""

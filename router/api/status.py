@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
+from router.fleet.breaker import Circuit
 from router.fleet.fleet import Fleet
 from router.fleet.replica import Feed, Health
+
+_NOT_USED = (Health.NEW, Health.DOWN, Health.PAUSED)
 
 
 def ready(
@@ -21,7 +24,8 @@ def ready(
     usable = fleet.candidates()
     degraded = [
         *troubles,
-        *(f"replica {r.id} is {r.health}: {r.reason}" for r in fleet if r.health in (Health.NEW, Health.DOWN)),
+        *(f"replica {r.id} is {r.health}: {r.reason}" for r in fleet if r.health in _NOT_USED),
+        *(f"replica {r.id} is ejected: its requests failed" for r in fleet if r.breaker.circuit is Circuit.OPEN),
         *(
             f"replica {r.id}: its cache is modelled, not followed: {r.feed_reason}"
             for r in fleet
@@ -55,6 +59,8 @@ def replicas(fleet: Fleet, feeds: Mapping[str, Mapping[str, Any]]) -> list[dict[
             "health": r.health,
             "reason": r.reason,
             "since_s": round(now - r.since, 1),
+            "circuit": r.breaker.circuit,
+            "weight": round(r.weight, 2),
             "running": r.load.running,
             "pending_prefill_tokens": r.load.pending_prefill,
             "reported": None

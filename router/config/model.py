@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Name = Annotated[str, Meta(min_length=1)]
 ZmqAddress = Annotated[str, Meta(pattern=r"^(tcp|ipc)://")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -328,6 +329,15 @@ class Proxy(Section):
         900.0
     )
     max_attempts: Annotated[Count, _d("Replicas tried for one request, at most.")] = 3
+    retry_budget_ratio: Annotated[
+        Share, _d("Retries that failed too, within 10 s: at most this share of the requests begun in that time, plus:")
+    ] = 0.2
+    retry_budget_per_s: Annotated[float, Meta(ge=0), _d("so many a second. Beyond it nothing is retried.")] = 10.0
+    poison_losses: Annotated[
+        Count,
+        _d("A request is refused once so many replicas were lost while they worked on it: it may have crashed them."),
+    ] = 2
+    poison_refuse_s: Annotated[Seconds, _d("For how long it is refused.")] = 60.0
     keepalive_s: Annotated[
         Seconds, _d("Idle connections to replicas are closed after this; engines close theirs after 5 s.")
     ] = 4.0
@@ -358,12 +368,25 @@ class Limits(Section):
 
 
 class Health(Section):
-    """Probing replicas."""
+    """Probing replicas, and what their answers to requests say about them."""
 
     interval_s: Annotated[Seconds, _d("Time between probes of one replica.")] = 2.0
     timeout_s: Annotated[Seconds, _d("Limit for one probe.")] = 5.0
     failures: Annotated[Count, _d("Consecutive failed probes before a replica gets no more requests.")] = 2
     load_interval_s: Annotated[Seconds, _d("Time between reads of a replica's load metrics.")] = 1.0
+    eject_failures: Annotated[Count, _d("Requests that fail in a row before a replica is ejected.")] = 5
+    eject_error_ratio: Annotated[
+        Share, _d("Share of failures among 20 or more requests in 10 s, well above the others' share, that ejects it.")
+    ] = 0.5
+    eject_s: Annotated[Seconds, _d("For how long, the first time; doubled each further time.")] = 5.0
+    eject_max_s: Annotated[Seconds, _d("For how long at most.")] = 300.0
+    max_ejected_share: Annotated[
+        Share, _d("At most this share of a model's replicas is ejected; with more of them unusable, all are used.")
+    ] = 0.5
+    slow_start_s: Annotated[
+        Seconds,
+        _d("A replica that is new to a fleet at work, or was away for as long, takes so long to its full share."),
+    ] = 30.0
 
 
 class Shutdown(Section):

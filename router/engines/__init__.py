@@ -12,6 +12,10 @@ from router.engines.vllm import Vllm
 ENGINES: dict[EngineKind, Engine] = {"vllm": Vllm(), "sglang": Sglang(), "tgi": Tgi()}
 
 
+OVERLOAD: dict[EngineKind, int] = {"vllm": 503, "sglang": 503, "tgi": 429}
+"""The status by which each says that its queue is full: another replica may have room."""
+
+
 async def recognise(session: aiohttp.ClientSession, url: str) -> Engine:
     """The kind of engine at `url`. Raises EngineError when it doesn't answer or is none of the known kinds."""
     for engine in ENGINES.values():
@@ -20,4 +24,14 @@ async def recognise(session: aiohttp.ClientSession, url: str) -> Engine:
     raise EngineError(f"{url} is none of {', '.join(ENGINES)}; set `engine` for this replica")
 
 
-__all__ = ["ENGINES", "Engine", "EngineError", "EngineInfo", "EngineKind", "EngineLoad", "EventSource", "recognise"]
+__all__ = [
+    "ENGINES",
+    "OVERLOAD",
+    "Engine",
+    "EngineError",
+    "EngineInfo",
+    "EngineKind",
+    "EngineLoad",
+    "EventSource",
+    "recognise",
+]

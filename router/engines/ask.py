@@ -52,6 +52,17 @@ async def get_json(session: aiohttp.ClientSession, url: str, path: str) -> dict[
     return answer
 
 
+async def resting(session: aiohttp.ClientSession, url: str, paths: Collection[str]) -> str:
+    """ "paused", "sleeping", or empty: what an engine says at /is_paused and /is_sleeping. Raises EngineError."""
+    for path in paths:
+        answer = await get_json(session, url, path) or {}
+        if answer.get("is_paused") is True:
+            return "paused"
+        if answer.get("is_sleeping") is True:
+            return "sleeping"
+    return ""
+
+
 def samples(text: str, wanted: Collection[str]) -> list[tuple[str, dict[str, str], float]]:
     """(name, labels, value) of the wanted metrics in a Prometheus text page; malformed lines are passed over."""
     found = []

@@ -53,6 +53,7 @@ class Sglang:
                 running=sum(_number(rank, "num_running_reqs") for rank in ranks),
                 waiting=sum(_number(rank, "num_waiting_reqs") for rank in ranks),
                 kv_usage=max(float(rank.get("token_usage") or 0.0) for rank in ranks),
+                max_running=sum(_number(rank, "max_running_requests") for rank in ranks) or None,
             )
         page = await get(session, url, "/metrics")
         if page is None:

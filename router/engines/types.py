@@ -31,6 +31,7 @@ class EngineInfo:
 
     `models`: ids it answers to, the base model's canonical name first, then aliases. `adapters`: LoRA ids.
     `block_size` and `kv_tokens` (size of the KV cache, per rank) are None when the engine doesn't say.
+    `rest_paths`: those of its endpoints that tell whether it sleeps or is paused.
     """
 
     kind: EngineKind
@@ -42,17 +43,23 @@ class EngineInfo:
     max_model_len: int | None = None
     events: tuple[EventSource, ...] = field(default=())
     model_entries: tuple[dict[str, object], ...] = field(default=())
+    rest_paths: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
 class EngineLoad:
-    """One reading of an engine's load, summed over its ranks. `kv_usage` is a share, 0 to 1."""
+    """One reading of an engine's load, summed over its ranks. `kv_usage` is a share, 0 to 1.
+
+    `max_running`: sequences it runs at most, None if it doesn't say. `asleep`: it says that it sleeps.
+    """
 
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
     cached_tokens: int | None = None
     prompt_tokens: int | None = None
+    max_running: int | None = None
+    asleep: bool = False
 
 
 class Engine(Protocol):

@@ -10,7 +10,9 @@ from router.engines.types import EngineInfo, EngineKind, EngineLoad, EventSource
 _USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 _QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
-_WANTED = frozenset({"vllm:num_requests_running", "vllm:num_requests_waiting", *_USAGE, *_HITS, *_QUERIES})
+_SLEEP = "vllm:engine_sleep_state"
+_WANTED = frozenset({"vllm:num_requests_running", "vllm:num_requests_waiting", _SLEEP, *_USAGE, *_HITS, *_QUERIES})
+_REST_PATHS = ("/is_paused", "/is_sleeping")  # development mode and RL servers only
 
 
 class Vllm:
@@ -42,6 +44,7 @@ class Vllm:
             kind=self.kind, models=base, adapters=adapters, version=str(version), block_size=block_size,
             kv_tokens=kv_tokens, max_model_len=as_int(entries[0].get("max_model_len")),
             events=await self._events(session, url), model_entries=tuple(entries),
+            rest_paths=tuple([path for path in _REST_PATHS if await get_json(session, url, path) is not None]),
         )  # fmt: skip
 
     async def _events(self, session: aiohttp.ClientSession, url: str) -> tuple[EventSource, ...]:
@@ -67,12 +70,14 @@ class Vllm:
             return None
         running = waiting = hits = queries = 0.0
         usage = 0.0
-        counted = False
-        for name, _, value in samples(page.decode("utf-8", "replace"), _WANTED):
+        counted = asleep = False
+        for name, labels, value in samples(page.decode("utf-8", "replace"), _WANTED):
             if name == "vllm:num_requests_running":
                 running += value
             elif name == "vllm:num_requests_waiting":
                 waiting += value
+            elif name == _SLEEP:
+                asleep = asleep or (value > 0 and labels.get("sleep_state") != "awake")
             elif name in _USAGE:
                 usage = max(usage, value)
             elif name in _HITS:
@@ -83,4 +88,5 @@ class Vllm:
         return EngineLoad(
             int(running), int(waiting), usage,
             cached_tokens=int(hits) if counted else None, prompt_tokens=int(queries) if counted else None,
+            asleep=asleep,
         )  # fmt: skip

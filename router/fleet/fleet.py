@@ -13,6 +13,9 @@ class Fleet:
     def __init__(self) -> None:
         self._replicas: dict[str, Replica] = {}
         self._turn = 0
+        self.max_ejected_share = 0.5
+        self.ramping = False
+        """Some replica's weight is below 1."""
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -37,12 +40,17 @@ class Fleet:
     def candidates(self, model: str | None = None) -> list[Replica]:
         """The replicas a request for `model` (None: any) may go to.
 
-        Those that are up. When none is, those that went down: probes can be wrong, and a request that fails there
-        fails no worse than one refused here.
+        Those that are up and not ejected; all that are up when more than `max_ejected_share` of them are ejected
+        (panic: too few would take everybody's load). When none is up, those that are paused; when there are none of
+        these, those that went down: probes can be wrong, and a request that fails there fails no worse than one
+        refused here.
         """
         able = [r for r in self._replicas.values() if r.info is not None and (model is None or r.serves(model))]
         up = [r for r in able if r.health is Health.UP]
-        return up or [r for r in able if r.health is Health.DOWN]
+        admitting = [r for r in up if r.breaker.admits]
+        if up and len(up) - len(admitting) <= self.max_ejected_share * len(up):
+            return admitting
+        return up or [r for r in able if r.health is Health.PAUSED] or [r for r in able if r.health is Health.DOWN]
 
     def models(self) -> list[dict[str, object]]:
         """The union of the replicas' /v1/models entries, each id once, from replicas that are not down if possible."""

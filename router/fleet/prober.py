@@ -11,13 +11,18 @@ from time import time
 import aiohttp
 
 from router.engines import ENGINES, EngineError, recognise
-from router.engines.ask import get
+from router.engines.ask import get, resting
 from router.fleet.replica import Health, Replica
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """A replica that failed a probe is probed again this soon."""
+PAUSE_S = 0.05
+"""Between a probe that was asked for and the next."""
+
+
+IN_USE = (Health.UP, Health.PAUSED)
 
 
 def _session(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
@@ -28,7 +33,8 @@ class Prober:
     """Probes every watched replica until told to stop.
 
     `joined(replica)` is awaited when a replica answered for the first time, or again after it was down (it may have
-    restarted with other settings). `session` makes the client that engines are asked with.
+    restarted with other settings). `died(replica)` is called when one that was in use went down. `session` makes the
+    client that engines are asked with.
     """
 
     def __init__(
@@ -39,9 +45,11 @@ class Prober:
         timeout_s: float,
         failures: int,
         load_interval_s: float,
+        died: Callable[[Replica], None] = lambda replica: None,
         session: Callable[[aiohttp.ClientTimeout], aiohttp.ClientSession] = _session,
     ) -> None:
         self._joined = joined
+        self._died = died
         self._interval = interval_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._failures = failures
@@ -76,8 +84,12 @@ class Prober:
 
     def suspect(self, replica: Replica, reason: str) -> None:
         """A connection to the replica was refused: take it out at once and probe it now."""
-        if replica.health is Health.UP and replica.mark(Health.DOWN, reason):
-            log.warning("replica %s is down: %s", replica.id, reason)
+        if replica.health in IN_USE:
+            self._down(replica, reason)
+        self.check(replica)
+
+    def check(self, replica: Replica) -> None:
+        """A request failed there: probe it now."""
         if replica.id in self._wake:
             self._wake[replica.id].set()
 
@@ -88,9 +100,12 @@ class Prober:
         wake = self._wake[replica.id]
         while True:
             try:
-                if wake.is_set() or loop.time() >= next_health:
+                asked = wake.is_set()
+                if asked or loop.time() >= next_health:
                     wake.clear()
                     await self._probe(replica, session)
+                    if asked:
+                        await asyncio.sleep(PAUSE_S)
                     failed = 0
                     next_health = loop.time() + self._interval
                 if loop.time() >= next_load:
@@ -108,7 +123,7 @@ class Prober:
                     await wake.wait()
 
     async def _probe(self, replica: Replica, session: aiohttp.ClientSession) -> None:
-        if replica.info is None or replica.health is not Health.UP:
+        if replica.info is None or replica.health not in IN_USE:
             engine = ENGINES[replica.kind] if replica.kind else await recognise(session, replica.url)
             before, replica.info = replica.info, await engine.inspect(session, replica.url)
             if before is None or replica.health is Health.DOWN:
@@ -117,19 +132,36 @@ class Prober:
         if await get(session, replica.url, engine.health_path) is None:
             # An older engine without that path; listing its models shows as much.
             await get(session, replica.url, "/v1/models")
-        if replica.health is not Health.DRAINING and replica.mark(Health.UP, ""):
+        rest = await resting(session, replica.url, replica.info.rest_paths)
+        if not rest and replica.reported is not None and replica.reported.asleep:
+            rest = "sleeping"
+        if replica.health is Health.DRAINING:
+            return
+        if rest:
+            if replica.mark(Health.PAUSED, f"its engine is {rest}"):
+                log.warning("replica %s gets no requests: its engine is %s", replica.id, rest)
+        elif replica.mark(Health.UP, ""):
             log.info("replica %s is up: %s %s", replica.id, engine.kind, ", ".join(replica.info.models))
 
     async def _read_load(self, replica: Replica, session: aiohttp.ClientSession) -> None:
         if replica.info is not None:
             load = await ENGINES[replica.info.kind].load(session, replica.url)
             if load is not None:
+                fell_asleep = load.asleep and replica.health is Health.UP
+                woke_up = replica.health is Health.PAUSED and not load.asleep
                 replica.reported, replica.reported_at = load, time()
+                if fell_asleep or woke_up:
+                    self.check(replica)
 
     def _failed(self, replica: Replica, failed: int, reason: str) -> None:
         if replica.health is Health.NEW:
             if failed == 1:
                 log.warning("replica %s can't be used yet: %s", replica.id, reason)
             replica.reason = reason
-        elif replica.health is Health.UP and failed >= self._failures and replica.mark(Health.DOWN, reason):
+        elif replica.health in IN_USE and failed >= self._failures:
+            self._down(replica, reason)
+
+    def _down(self, replica: Replica, reason: str) -> None:
+        if replica.mark(Health.DOWN, reason):
             log.warning("replica %s is down: %s", replica.id, reason)
+            self._died(replica)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from time import time
 
 from router.engines import EngineInfo, EngineKind, EngineLoad, EventSource
+from router.fleet.breaker import Breaker
 from router.fleet.load import Load
 
 
@@ -19,6 +20,8 @@ class Health(StrEnum):
     UP = "up"
     DOWN = "down"
     """Failed its probes or a connection; used only when no replica is up."""
+    PAUSED = "paused"
+    """Answers, but its engine sleeps or is paused: requests would hang. Used before those that are down."""
     DRAINING = "draining"
     """Finishes what it has and gets nothing new."""
 
@@ -58,6 +61,11 @@ class Replica:
     verified: bool = False
     """Its own token ids for the probe conversations were compared and are this router's."""
     load: Load = field(default_factory=Load)
+    weight: float = 1.0
+    """The share of a full load it may take, above 0: less than 1 while a new or recovered replica starts slowly."""
+    breaker: Breaker = field(default_factory=Breaker)
+    full_until: float = 0.0
+    """It said that its queue is full; nothing is sent there before this time (monotonic) while others have room."""
     reported: EngineLoad | None = None
     reported_at: float = 0.0
 

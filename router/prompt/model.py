@@ -37,14 +37,17 @@ class ChatModel:
         special_tokens: Mapping[str, str],
         *,
         own_encoder: str | None = None,
+        ids: int | None = None,
         max_chars: int = 1 << 24,
         max_seconds: float = 2.0,
     ) -> None:
         """`templates`: name -> source; "default" and "tool_use" are chosen by the request's tools. May be empty.
 
         `own_encoder`: set for a model whose chats engines encode without a template; a slug that says how.
+        `ids`: every token id the model takes is below it; None if unknown.
         """
         self.own_encoder = own_encoder
+        self.ids = ids
         self.tokenizer = tokenizer
         self.special_tokens = dict(special_tokens)
         self._limits: dict[str, Any] = {"max_chars": max_chars, "max_seconds": max_seconds}
@@ -153,15 +156,24 @@ def load_model(
     encoder = fast_encoder(tokenizer) if fast else None
     if encoder is not None:
         segments.use(encoder)
-    own_encoder = _OWN_ENCODERS.get(str(_read_json(directory / "config.json").get("model_type")))
+    model_config = _read_json(directory / "config.json")
     return ChatModel(
         segments,
         templates,
         _special_tokens(config),
-        own_encoder=own_encoder,
+        own_encoder=_OWN_ENCODERS.get(str(model_config.get("model_type"))),
+        ids=_ids(tokenizer, model_config),
         max_chars=max_chars,
         max_seconds=max_seconds,
     )
+
+
+def _ids(tokenizer: Tokenizer, config: dict[str, Any]) -> int:
+    """The embedding may have more rows than the tokenizer has tokens; vLLM takes ids up to the larger of both."""
+    text = config.get("text_config")
+    sizes = [config.get("vocab_size"), text.get("vocab_size") if isinstance(text, dict) else None]
+    known = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    return max([known, *(size for size in sizes if isinstance(size, int))])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

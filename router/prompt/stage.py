@@ -124,6 +124,11 @@ class PromptStage:
             raise UnknownModel(model)
         return spec
 
+    def ids(self, model: str | None) -> int | None:
+        """Every token id that this model takes is below it; None if that is unknown."""
+        spec = self._models.get(model or self._default_model or "")
+        return None if spec is None or spec.model is None else spec.model.ids
+
     async def prepare(self, request: ApiRequest, *, engine: str = "vllm", tenant: str = "") -> Prompt:
         """Ids and chain as an engine of this kind ("vllm", "sglang", "tgi") will have them.
 

@@ -3,105 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from router.http.errors import BadResponse, ConnectFailed, ConnectionLost, Headers, UpstreamError, UpstreamTimeout
+from router.http.errors import ConnectionLost, UpstreamError
 from router.http.message import Request
 from router.http.response import Response
-from router.http.upstream import Origin, UpstreamPool
+from router.http.upstream import UpstreamPool
 from router.http.upstream_connection import UpstreamConnection
 from router.http.upstream_head import Framing, ResponseHead
+from router.proxy.budget import RetryBudget
 from router.proxy.headers import PASS_ALL, HeaderRules, request_head, response_headers
+from router.proxy.plan import Attempt, Outcome, Plan, Target
+from router.proxy.poison import PoisonGuard
 from router.proxy.relay import Relay
-from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, final_answer
-from router.proxy.watch import ResponseWatcher, Usage, failed_before_first_token
+from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, error_kind, final_answer
+from router.proxy.watch import ResponseWatcher, failed_before_first_token
 
 NO_ROUTE = b'{"detail":"Not Found"}'
 """What both engines' web framework answers for a path it doesn't know; clients get it in their own error format."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A replica to send to. extra_headers are added to the client's own. body: sent in the place of the client's."""
-
-    id: str
-    origin: Origin
-    extra_headers: Headers = field(default_factory=list)
-    body: bytes | None = None
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One target's try. error: None (answered), `connect`, `timeout`, `lost`, `bad_response`, `status` (retried
-    elsewhere), `engine_error` (error event in a 200 stream), `cut` (broke off after its first byte), `client_gone`,
-    `internal`. seconds: from sending to the end. stale_retries: fresh connections after a stale one."""
-
-    target_id: str
-    status: int | None = None
-    error: str | None = None
-    message: str = ""
-    seconds: float = 0.0
-    stale_retries: int = 0
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
-    left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try. Times in seconds
-    from the start of forward(); ttft_s: to the first content byte of the answer."""
-
-    target_id: str | None = None
-    status: int | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    ttft_s: float | None = None
-    total_s: float = 0.0
-    usage: Usage | None = None
-    error: str | None = None
-    client_gone: bool = False
-    events: int = 0
-    body_bytes: int = 0
-
-
-class Plan(Protocol):
-    """Where a request may go and who wants to know. Each on_send is followed by exactly one on_end."""
-
-    def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
-        """The next target, none of `excluded` (ids tried already); None: no other. last_error: why the last failed."""
-        ...
-
-    def response_headers(self, target: Target) -> Headers:
-        """Headers added to the target's answer (receipts)."""
-        ...
-
-    def on_send(self, target: Target) -> None:
-        """The target is about to get the request."""
-        ...
-
-    def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
-        """The first byte of its answer's body is here, seconds after on_send; nothing went to the client yet."""
-        ...
-
-    def on_end(self, target: Target, attempt: Attempt) -> None:
-        """The target is done with the request, however it ended."""
-        ...
-
-
 class Forwarder:
-    """Sends requests through one pool under one retry policy."""
+    """Sends requests through one pool under one retry policy, one budget for all of them."""
 
     def __init__(
         self,
         pool: UpstreamPool,
         policy: RetryPolicy | None = None,
         *,
+        budget: RetryBudget | None = None,
+        poison: PoisonGuard | None = None,
         retry_after_s: int = 1,
         headers: HeaderRules = PASS_ALL,
     ) -> None:
         self.pool = pool
         self.headers = headers
         self.policy = policy or RetryPolicy()
+        self.budget = budget or RetryBudget()
+        self.poison = poison or PoisonGuard()
         self._retry_after = [(b"retry-after", b"%d" % retry_after_s)]
 
     async def forward(self, request: Request, response: Response, plan: Plan) -> Outcome:
@@ -110,8 +50,12 @@ class Forwarder:
         A client that leaves ends it at once: the upstream connection is closed and the outcome says client_gone (the
         task's cancellation by the server is consumed). Any other cancellation passes through, callbacks balanced.
         """
-        forwarding = _Forwarding(self.pool, self.policy, self.headers, request, response, plan)
+        forwarding = _Forwarding(self, request, response, plan)
         outcome = forwarding.outcome
+        if self.poison.watching and self._refused(request, response):
+            outcome.status, outcome.error = 422, "poison"
+            return outcome
+        self.budget.began(forwarding.started)
         try:
             await forwarding.run()
         except asyncio.CancelledError:
@@ -127,6 +71,17 @@ class Forwarder:
             self._give_up(forwarding, response)
         outcome.total_s = time.monotonic() - forwarding.started
         return outcome
+
+    def _refused(self, request: Request, response: Response) -> bool:
+        fingerprint = self.poison.fingerprint(request.path, request.body)
+        left = math.ceil(self.poison.refused_for(fingerprint, time.monotonic()))
+        if left:
+            message = (
+                "This very request was being answered each time when several replicas broke down. It may be the cause, "
+                f"so it is refused for {left} s. Change it, or send it again later."
+            )
+            response.fail(422, message, [(b"retry-after", b"%d" % left)])
+        return left > 0
 
     def _give_up(self, forwarding: _Forwarding, response: Response) -> None:
         errors = forwarding.errors
@@ -152,6 +107,7 @@ class _Forwarding:
         "_excluded",
         "_headers",
         "_plan",
+        "_poison",
         "_pool",
         "_request",
         "_response",
@@ -161,21 +117,15 @@ class _Forwarding:
         "started",
     )
 
-    def __init__(
-        self,
-        pool: UpstreamPool,
-        policy: RetryPolicy,
-        headers: HeaderRules,
-        request: Request,
-        response: Response,
-        plan: Plan,
-    ) -> None:
-        self._pool = pool
-        self._headers = headers
+    def __init__(self, forwarder: Forwarder, request: Request, response: Response, plan: Plan) -> None:
+        policy = forwarder.policy
+        self._pool = forwarder.pool
+        self._poison = forwarder.poison
+        self._headers = forwarder.headers
         self._request = request
         self._response = response
         self._plan = plan
-        self._state = RetryState(policy)
+        self._state = RetryState(policy, forwarder.budget)
         self._excluded: set[str] = set()
         self.started = time.monotonic()
         self._deadline = self.started + policy.total_s
@@ -201,6 +151,8 @@ class _Forwarding:
             finally:
                 attempt.seconds = time.monotonic() - begun
                 self._plan.on_end(target, attempt)
+            if following is not None and (pause := self._state.backoff_s()):
+                await asyncio.sleep(min(pause, max(0.0, self._deadline - time.monotonic())))
             target = following
 
     async def _try(self, target: Target, attempt: Attempt, begun: float) -> Target | None:
@@ -214,15 +166,21 @@ class _Forwarding:
             try:
                 return await self._exchange(target, attempt, head, begun, fresh)
             except UpstreamError as error:
-                verdict = self._state.after(error)
+                now = time.monotonic()
+                verdict = self._state.after(error, now)
                 if verdict is Verdict.SAME_FRESH:
                     fresh = True
                     attempt.stale_retries += 1
                     continue
                 self._note(attempt, error)
-                if verdict is Verdict.STOP or time.monotonic() >= self._deadline:
+                if isinstance(error, ConnectionLost) or attempt.stale_retries:
+                    self._poison.lost(self._fingerprint(), target.id, now)
+                if verdict is Verdict.STOP or now >= self._deadline:
                     return None
                 return self._plan.next_target(self._excluded, error)
+
+    def _fingerprint(self) -> int:
+        return self._poison.fingerprint(self._request.path, self._request.body)
 
     def _note(self, attempt: Attempt, error: UpstreamError) -> None:
         self.errors.append(error)
@@ -241,8 +199,7 @@ class _Forwarding:
             body = self._request.body if target.body is None else target.body
             answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
-            self._plan.on_first_byte(target, answer.status, time.monotonic() - begun)
-            failure = self._failure(connection, answer)
+            failure = self._failure(target, connection, answer)
             if failure is not None:
                 error = StatusFailure(failure, answer.status)
                 following = self._plan.next_target(self._excluded, error)
@@ -250,6 +207,7 @@ class _Forwarding:
                     self._note(attempt, error)
                     connection.discard()
                     return following
+            self._plan.on_first_byte(target, answer.status, time.monotonic() - begun)
             if answer.status == 404 and connection.peek() == NO_ROUTE:
                 connection.discard()
                 attempt.error = None
@@ -263,14 +221,15 @@ class _Forwarding:
             connection.abort()
             raise
 
-    def _failure(self, connection: UpstreamConnection, answer: ResponseHead) -> str | None:
+    def _failure(self, target: Target, connection: UpstreamConnection, answer: ResponseHead) -> str | None:
         """Why this answer, of which the client has seen nothing, is worth another target; None if it is not."""
-        status = answer.status
-        if self._state.may_retry_status(status):
+        status, now = answer.status, time.monotonic()
+        if self._state.may_retry_status(status, now, target.overload):
             return f"answered {status}"
-        died = status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek())
-        if died and self._state.may_retry_failure():
-            return f"answered {status}" if status != 200 else "failed before its first token"
+        if status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek()):
+            self._poison.failed(self._fingerprint(), target.id, now)
+            if self._state.may_retry_failure(now):
+                return f"answered {status}" if status != 200 else "failed before its first token"
         return None
 
     async def _answer(
@@ -293,10 +252,14 @@ class _Forwarding:
                 await ended
             relay.finish()
             if watch.error_seen:
-                attempt.error = "engine_error"
+                attempt.error = "engine_error" if watch.engine_at_fault else "request_error"
+            elif self._poison.watching and head.status < 500:
+                self._poison.answered(self._fingerprint())
         except UpstreamError as error:
             self._note(attempt, error)
             attempt.error = "cut"
+            if isinstance(error, ConnectionLost):
+                self._poison.lost(self._fingerprint(), target.id, time.monotonic())
             relay.fail(502, f"the replica's answer broke off: {error}")
         finally:
             response.attach(None)
@@ -304,17 +267,3 @@ class _Forwarding:
             outcome.ttft_s = watch.first_at - self.started if watch.first_at is not None else None
             outcome.usage = watch.usage()
             outcome.events, outcome.body_bytes = watch.events, watch.bytes
-
-
-def error_kind(error: UpstreamError) -> str:
-    """`Attempt.error` for a failed try."""
-    if isinstance(error, StatusFailure):
-        return "status"
-    if isinstance(error, UpstreamTimeout):
-        return "connect" if error.stage == "connect" else "timeout"
-    if isinstance(error, ConnectFailed):
-        return "connect"
-    if isinstance(error, ConnectionLost):
-        return "lost"
-    assert isinstance(error, BadResponse)
-    return "bad_response"

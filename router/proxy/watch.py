@@ -11,13 +11,19 @@ _FIELDS = re.compile(
 )
 _ERROR = re.compile(rb'(?:^|\n)data:\s*\{\s*(?:"error":\s*[{"]|"type":\s*"error")')
 _FAILED = re.compile(rb'\s*(?:event:\s*error\s+)?data:\s*\{\s*(?:"error":\s*[{"]|"type":\s*"error")')
+_REQUEST_AT_FAULT = re.compile(rb'"code":\s*"?4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')
 _WINDOW_BYTES = 4096
 _CARRY_BYTES = 64
 
 
 def failed_before_first_token(content_type: bytes, payload: bytes) -> bool:
-    """Whether a stream's first piece is an engine's error event: status 200, yet nothing was generated."""
-    return content_type[:17].lower() == b"text/event-stream" and _FAILED.match(payload) is not None
+    """Whether a stream's first piece is an engine's error event: status 200, yet nothing was generated.
+
+    Not one that blames the request (a 4xx code): another replica would say the same.
+    """
+    if content_type[:17].lower() != b"text/event-stream" or _FAILED.match(payload) is None:
+        return False
+    return _REQUEST_AT_FAULT.search(payload) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,19 @@ class ResponseWatcher:
     escaped in JSON, so text cannot be mistaken for these marks.
     """
 
-    __slots__ = ("_carry", "_first", "_last", "_open", "bytes", "encoded", "error_seen", "events", "first_at", "sse")
+    __slots__ = (
+        "_carry",
+        "_first",
+        "_last",
+        "_open",
+        "bytes",
+        "encoded",
+        "engine_at_fault",
+        "error_seen",
+        "events",
+        "first_at",
+        "sse",
+    )
 
     def __init__(self, content_type: bytes, content_encoding: bytes) -> None:
         self.sse = content_type[:17].lower() == b"text/event-stream"
@@ -56,6 +74,7 @@ class ResponseWatcher:
         self.events = 0
         self.bytes = 0
         self.error_seen = False  # an error event in a stream whose status said 200
+        self.engine_at_fault = False  # one that does not blame the request
 
     def feed(self, payload: bytes, now: float) -> None:
         """Next piece of the payload at monotonic time `now`."""
@@ -71,8 +90,10 @@ class ResponseWatcher:
             payload = self._carry + payload
         if self.sse:
             self.events += payload.count(b"\n\n")
-            if b'"error"' in payload and _ERROR.search(payload) is not None:
+            if b'"error"' in payload and (error := _ERROR.search(payload)) is not None:
                 self.error_seen = True
+                if _REQUEST_AT_FAULT.search(payload, error.start()) is None:
+                    self.engine_at_fault = True
         if b'"usage"' in payload or b'"meta_info"' in payload:
             self._take_mark(payload)
         # Only a piece that ends within a line can hide half a mark; the carry never holds an event's end twice.

@@ -96,7 +96,8 @@ def router(pipe: Connection, backend_port: int, loop_name: str) -> None:
     pin(1)
     from router.http.server import HttpServer
     from router.http.upstream import Origin, UpstreamPool
-    from router.proxy.forward import Forwarder, Target
+    from router.proxy.forward import Forwarder
+    from router.proxy.plan import Target
 
     target = Target("r0", Origin("127.0.0.1", backend_port))
 

@@ -20,11 +20,14 @@ class Engine:
         self.healthy = True
         self.models = ["m"]
         self.url = ""
+        self.rest: dict[str, dict[str, bool]] = {}
+        self.metrics = ""
         app = web.Application()
         app.router.add_get("/version", self._version)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/{name:is_.*}", self._rest)
         self._runner = web.AppRunner(app)
 
     async def start(self, port: int = 0) -> None:
@@ -45,7 +48,11 @@ class Engine:
         return web.json_response({"data": [{"id": name} for name in self.models]})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text="vllm:num_requests_running 4\nvllm:num_requests_waiting 2\n")
+        return web.Response(text="vllm:num_requests_running 4\nvllm:num_requests_waiting 2\n" + self.metrics)
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        said = self.rest.get(request.path)
+        return web.Response(status=404) if said is None else web.json_response(said)
 
 
 @pytest.fixture
@@ -157,3 +164,21 @@ async def test_the_model_list_is_the_union(engine: Engine) -> None:
     assert [entry["id"] for entry in fleet.models()] == ["base", "alias"]
     assert fleet.canonical_model("alias") == "base"
     assert fleet.canonical_model("adapter") == "adapter"
+
+
+async def test_sleeping_and_paused_engines_get_no_requests_until_they_wake(engine: Engine, prober: Prober) -> None:
+    replica = Replica("r", engine.url)
+    prober.watch(replica)
+    await until(lambda: replica.health is Health.UP)
+    engine.rest = {"/is_paused": {"is_paused": True}}
+    replica.info = None  # as after a restart: what it can be asked is found out anew
+    await until(lambda: replica.health is Health.PAUSED)
+    assert replica.reason == "its engine is paused"
+    engine.rest = {"/is_paused": {"is_paused": False}}
+    await until(lambda: replica.health is Health.UP)
+    engine.metrics = 'vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} 1.0\n'
+    engine.metrics += 'vllm:engine_sleep_state{engine="0",sleep_state="awake"} 0.0\n'
+    await until(lambda: replica.health is Health.PAUSED)
+    assert replica.reason == "its engine is sleeping"
+    engine.metrics = 'vllm:engine_sleep_state{engine="0",sleep_state="awake"} 1.0\n'
+    await until(lambda: replica.health is Health.UP)

@@ -16,7 +16,7 @@ from router.index.overlay import PredictedOverlay
 from router.index.types import Match
 from router.observe.agreement import Agreement
 from router.prompt.stage import Prompt, PromptStage
-from router.proxy.forward import Outcome
+from router.proxy.plan import Outcome
 from router.proxy.watch import Usage
 from router.trust import Trust
 

@@ -15,7 +15,8 @@ from router.http.message import Request
 from router.http.response import Response
 from router.http.server import HttpServer
 from router.http.upstream import Origin, UpstreamPool
-from router.proxy.forward import Attempt, Forwarder, Outcome, Target
+from router.proxy.forward import Forwarder
+from router.proxy.plan import Attempt, Outcome, Target
 from router.proxy.retry import RetryPolicy
 
 Script = Callable[["Raw", bytes, int], Awaitable[None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from router.http.errors import BadResponse, ConnectFailed, ConnectionLost, UpstreamTimeout
+from router.proxy.budget import RetryBudget
 from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, final_answer
 
 
@@ -16,7 +17,7 @@ def verdicts(policy: RetryPolicy, *errors) -> list[Verdict]:
     state.begin_target()
     found = []
     for error in errors:
-        found.append(state.after(error))
+        found.append(state.after(error, 0.0))
         if found[-1] is Verdict.NEXT:
             state.begin_target()
     return found
@@ -57,9 +58,13 @@ def test_first_byte_timeout_is_retried_once():
 def test_statuses():
     state = RetryState(RetryPolicy(max_attempts=2))
     state.begin_target()
-    assert state.may_retry_status(503) and not state.may_retry_status(500) and not state.may_retry_status(200)
+    assert (
+        state.may_retry_status(503, 0.0)
+        and not state.may_retry_status(500, 0.0)
+        and not state.may_retry_status(200, 0.0)
+    )
     state.begin_target()
-    assert not state.may_retry_status(503)
+    assert not state.may_retry_status(503, 0.0)
 
 
 def test_final_answers():
@@ -67,3 +72,28 @@ def test_final_answers():
     assert final_answer([ConnectFailed("x")]) == (502, False)
     assert final_answer([ConnectFailed("x"), UpstreamTimeout("x", stage="first_byte")]) == (504, False)
     assert final_answer([StatusFailure("x", 503), ConnectFailed("x")]) == (503, True)
+
+
+def test_backoff_only_when_a_failure_repeats_itself():
+    state = RetryState(MANY)
+    pauses = []
+    for error in (ConnectFailed("x"), lost(), ConnectFailed("x"), ConnectFailed("x"), ConnectFailed("x")):
+        state.begin_target()
+        state.after(error, 0.0)
+        pauses.append(state.backoff_s())
+    assert pauses[:2] == [0, 0]
+    assert 0.025 <= pauses[2] <= 0.075 and 0.05 <= pauses[3] <= 0.15 and 0.1 <= pauses[4] <= 0.3
+
+
+def test_a_spent_budget_stops_all_retries_but_those_after_a_refused_connection():
+    budget = RetryBudget(0.0, 0.1)
+    state = RetryState(MANY, budget)
+    state.begin_target()
+    assert state.after(UpstreamTimeout("x", stage="first_byte"), 0.0) is NEXT
+    state.begin_target()
+    assert state.after(BadResponse("x"), 0.0) is STOP
+    other = RetryState(MANY, budget)
+    other.begin_target()
+    assert other.after(ConnectFailed("x"), 0.0) is NEXT
+    assert not other.may_retry_status(503, 0.0) and not other.may_retry_failure(0.0)
+    assert other.may_retry_status(503, 11.0)

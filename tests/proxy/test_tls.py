@@ -12,7 +12,8 @@ import pytest
 
 from router.http.server import HttpServer
 from router.http.upstream import Origin, UpstreamPool
-from router.proxy.forward import Forwarder, Target
+from router.proxy.forward import Forwarder
+from router.proxy.plan import Target
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")

@@ -1,0 +1,80 @@
+"""What forwarding is told and what it tells: targets, tries, the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from router.http.errors import Headers, UpstreamError
+from router.http.upstream import Origin
+from router.proxy.watch import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A replica to send to. extra_headers are added to the client's own. body: sent in the place of the client's.
+    overload: the replica's status when its queue is full."""
+
+    id: str
+    origin: Origin
+    extra_headers: Headers = field(default_factory=list)
+    body: bytes | None = None
+    overload: int = 503
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One target's try. error: None (answered), `connect`, `timeout`, `lost`, `bad_response`, `status` (retried
+    elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the request),
+    `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
+    stale_retries: fresh connections after a stale one."""
+
+    target_id: str
+    status: int | None = None
+    error: str | None = None
+    message: str = ""
+    seconds: float = 0.0
+    stale_retries: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
+    left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try, `poison` if the
+    request is refused because replicas went down under it. Times in seconds
+    from the start of forward(); ttft_s: to the first content byte of the answer."""
+
+    target_id: str | None = None
+    status: int | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    ttft_s: float | None = None
+    total_s: float = 0.0
+    usage: Usage | None = None
+    error: str | None = None
+    client_gone: bool = False
+    events: int = 0
+    body_bytes: int = 0
+
+
+class Plan(Protocol):
+    """Where a request may go and who wants to know. Each on_send is followed by exactly one on_end."""
+
+    def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
+        """The next target, none of `excluded` (ids tried already); None: no other. last_error: why the last failed."""
+        ...
+
+    def response_headers(self, target: Target) -> Headers:
+        """Headers added to the target's answer (receipts)."""
+        ...
+
+    def on_send(self, target: Target) -> None:
+        """The target is about to get the request."""
+        ...
+
+    def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
+        """The first byte of the answer that goes to the client is here, seconds after on_send."""
+        ...
+
+    def on_end(self, target: Target, attempt: Attempt) -> None:
+        """The target is done with the request, however it ended."""
+        ...

@@ -1,0 +1,109 @@
+"""What keeps a fleet alive: token ids are checked, poison is refused, failing replicas rest, outages aren't doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from support.waiting import until
+
+from router.fleet.breaker import Circuit
+
+
+def ask(number: int, **fields: object) -> dict[str, object]:
+    return {"model": "sim", "messages": [{"role": "user", "content": f"question {number}"}], "max_tokens": 4, **fields}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/completions", {"prompt": [1, 2, 4096]}, "prompt"),
+        ("/v1/completions", {"prompt": [[1, 2], [3, 99_999]]}, "prompt[1]"),
+        ("/v1/embeddings", {"input": [5000]}, "input"),
+        ("/generate", {"input_ids": [[1], [4096]]}, "input_ids[1]"),
+        ("/v1/chat/completions", {**ask(1), "input_ids": [1, -1]}, "input_ids"),
+        (
+            "/v1/chat/completions",
+            {**ask(1), "kv_transfer_params": {"prompt_token_ids": [4096]}},
+            "kv_transfer_params.prompt_token_ids",
+        ),
+        ("/inference/v1/generate", {"token_ids": [1, 2, 1 << 40]}, "token_ids"),
+    ],
+)
+async def test_a_token_id_outside_the_vocabulary_reaches_no_engine(build, path, fields, param) -> None:
+    system = await build(replicas=1, simulator={"record_requests": 10})
+    status, _, answer = await system.post(path, {"model": "sim", **fields})
+    assert status == 400, answer
+    assert answer["error"]["param"] == param and answer["error"]["code"] == "invalid_token_id"
+    assert "4095" in answer["error"]["message"]
+    assert not [request for request in system.fleet[0].requests if request.path == path]
+
+
+async def test_the_last_token_id_of_the_vocabulary_passes(build) -> None:
+    system = await build(replicas=1)
+    status, _, answer = await system.post("/v1/completions", {"model": "sim", "prompt": [1, 4095], "max_tokens": 2})
+    assert status == 200, answer
+
+
+async def test_a_request_that_kills_engines_is_refused_before_the_fleet_is_gone(build) -> None:
+    system = await build(replicas=4)
+    body = ask(666)
+    seen: list[int] = []
+    for _ in range(3):
+        # Whoever gets it dies: the connection is lost while the request waits.
+        for simulated in system.fleet:
+            simulated.fault(close_before_head=1)
+        status, headers, answer = await system.post("/v1/chat/completions", body)
+        seen.append(status)
+        for simulated in system.fleet:
+            simulated.clear_faults()
+    assert seen == [502, 422, 422], "two replicas hit by one request, none by its repetition"
+    assert "retry-after" in headers and "may be the cause" in answer["error"]["message"]
+    status, _, _ = await system.post("/v1/chat/completions", ask(1))
+    assert status == 200
+    await system.idle()
+
+
+async def test_a_replica_whose_requests_fail_rests_and_comes_back(build) -> None:
+    system = await build(replicas=3, settings={"health.eject_s": 0.3, "routing.policy": "round_robin"})
+    system.fleet[0].fault(status=500)
+    statuses: Counter[int] = Counter()
+    for number in range(30):
+        status, _, _ = await system.post("/v1/chat/completions", ask(number))
+        statuses[status] += 1
+    assert statuses == {200: 30}
+    breaker = system.replica(0).breaker
+    await until(lambda: breaker.circuit is Circuit.OPEN, "ejected")
+    _, said = system.app.ready()
+    assert any("is ejected" in line for line in said["degraded"])
+    system.fleet[0].clear_faults()
+
+    async def send() -> None:
+        for number in range(100, 3000):
+            status, _, _ = await system.post("/v1/chat/completions", ask(number))
+            assert status == 200
+            if breaker.circuit is Circuit.CLOSED:
+                return
+
+    async with asyncio.timeout(20):
+        await send()
+    assert breaker.circuit is Circuit.CLOSED
+    await system.idle()
+
+
+async def test_an_outage_is_not_doubled_by_retries(build) -> None:
+    settings = {
+        "proxy.retry_budget_per_s": 0.5,
+        "proxy.retry_budget_ratio": 0.1,
+        "proxy.max_attempts": 3,
+        "health.max_ejected_share": 0,
+    }
+    system = await build(replicas=4, settings=settings, simulator={"record_requests": 10_000})
+    for simulated in system.fleet:
+        simulated.fault(status=502)
+    for number in range(200):
+        await system.post("/v1/chat/completions", ask(number))
+    tries = sum(r.path == "/v1/chat/completions" for simulated in system.fleet for r in simulated.requests)
+    assert 200 < tries < 250, "200 requests, 5 + 10 % retries of retries; 600 without a budget"
+    await system.idle()
