@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     load = parser.add_argument_group("load")
     load.add_argument("--max-concurrency", type=int, metavar="N", help="sessions at once (closed loop: default 8)")
+    load.add_argument("--max-in-flight", type=int, metavar="N", help="requests at once (1: agents take turns)")
     load.add_argument("--request-rate", type=float, metavar="R", help="open loop: sessions a second, or inf")
     load.add_argument(
         "--burstiness", type=float, default=1.0, help="of arrivals: 1 Poisson, below burstier (default 1)"
@@ -106,7 +107,7 @@ class Checked:
     """The flags that need more than a type. Raises WorkloadError naming the flag and what it takes."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        for name in ("max_concurrency", "request_rate", "burstiness", "timeout", "replicas"):
+        for name in ("max_concurrency", "max_in_flight", "request_rate", "burstiness", "timeout", "replicas"):
             value = getattr(args, name)
             if value is not None and not value > 0:
                 raise WorkloadError(f"--{name.replace('_', '-')} must be above 0, got {value:g}")
@@ -137,6 +138,7 @@ async def _measure(args: argparse.Namespace, checked: Checked, workload: Workloa
         workload,
         model=model,
         concurrency=args.max_concurrency,
+        in_flight=args.max_in_flight,
         request_rate=args.request_rate,
         burstiness=args.burstiness,
         stream=not args.no_stream,

@@ -5,11 +5,13 @@ Three ways to start sessions:
 * open loop (`request_rate`): sessions arrive at that rate whatever the endpoint does;
 * recorded times (a workload whose sessions have `start_s`, no `request_rate`).
 In the last two `concurrency`, if given, bounds the sessions that run at once; what waits is sent late, and counted so.
+`in_flight` bounds the requests that run at once, in any of the three.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,7 @@ async def run_workload(
     *,
     model: str,
     concurrency: int | None = None,
+    in_flight: int | None = None,
     request_rate: float | None = None,
     burstiness: float = 1.0,
     stream: bool = True,
@@ -66,7 +69,8 @@ async def run_workload(
 ) -> RunResult:
     """Send a workload to `base_url` (up to, not including, `/v1`) and measure.
 
-    concurrency: sessions at once; None: 8 in a closed loop, unbounded otherwise. request_rate: sessions a second,
+    concurrency: sessions at once; None: 8 in a closed loop, unbounded otherwise. in_flight: requests at once, first
+    come first served; None: no bound (with 1, agents take turns and no request meets another). request_rate: sessions a second,
     `math.inf` starts all at once. session_header: name of a header that carries the session's id; None sends none (the
     router has to find the lineage itself). replica_header: response header that names the replica. replicas: fleet
     size, for the hotspot. engine_metrics: `/metrics` addresses of the engines, read before and after. goodput:
@@ -79,6 +83,8 @@ async def run_workload(
         raise WorkloadError(f"workload {workload.name!r} has no requests")
     if concurrency is not None and concurrency < 1:
         raise WorkloadError(f"concurrency must be at least 1, got {concurrency}")
+    if in_flight is not None and in_flight < 1:
+        raise WorkloadError(f"in_flight must be at least 1, got {in_flight}")
     before = await scrape_all(engine_metrics)
     tally = Tally(workload.requests, progress)
     client = Client(
@@ -98,7 +104,7 @@ async def run_workload(
 
         starts = start_times(workload, concurrency, request_rate, burstiness, seed)
         bound = concurrency or (DEFAULT_CONCURRENCY if starts is None else None)
-        await Schedule(send, bound).run(workload.sessions, starts)
+        await Schedule(send, bound, in_flight).run(workload.sessions, starts)
     duration_s = tally.elapsed_s()
     after = await scrape_all(engine_metrics)
     records = [record for _, record in tally.finished]
@@ -106,6 +112,7 @@ async def run_workload(
     settings = {
         **workload.settings,
         "concurrency": bound,
+        "in_flight": in_flight,
         "request_rate": request_rate,
         "burstiness": burstiness,
         "stream": stream,
@@ -153,12 +160,14 @@ class Schedule:
         self,
         send: Send,
         concurrency: int | None,
+        in_flight: int | None = None,
         *,
         clock: Callable[[], float] = perf_counter,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._send = send
         self._limit = asyncio.Semaphore(concurrency) if concurrency else None
+        self._turn = asyncio.Semaphore(in_flight) if in_flight else contextlib.nullcontext()
         self._clock = clock
         self._sleep = sleep
         self._began = 0.0
@@ -186,9 +195,10 @@ class Schedule:
             for position, step in enumerate(session.steps):
                 due = max(due + step.think_s, start + step.offset_s)
                 await self._wait_until(due)
-                now = self._now()
-                await self._send(session, step, RequestRecord(session.id, position + 1, now, max(now - due, 0.0)))
-                due = self._now()
+                async with self._turn:
+                    now = self._now()
+                    await self._send(session, step, RequestRecord(session.id, position + 1, now, max(now - due, 0.0)))
+                    due = self._now()
         finally:
             if self._limit is not None:
                 self._limit.release()

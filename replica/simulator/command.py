@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-events", action="store_true", help="publish no KV events")
     parser.add_argument("--time-model", choices=TIME_MODELS, default="8b-h100", help="whose speed (default 8b-h100)")
     parser.add_argument("--time-scale", type=float, default=1.0, metavar="X", help="0.1: ten times faster (default 1)")
+    parser.add_argument("--replica-header", default="", metavar="NAME", help="name the replica in this response header")
     parser.add_argument("--record", type=int, default=0, metavar="N", help="keep the last N requests at /sim/requests")
 
 
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             bytes_hashes=args.bytes_hashes,
             events=not args.no_events,
             record_requests=args.record,
+            replica_header=args.replica_header,
         )
         fleet = SimulatedFleet(args.replicas, config)
     except Exception as error:  # bad values and unreadable model files alike: say it in one line

@@ -39,6 +39,8 @@ class ReplicaConfig:
     """vLLM's --enable-scale-out: the render endpoints answer."""
     record_requests: int = 0
     """Keep the last N requests for GET /sim/requests; 0: none."""
+    replica_header: str = ""
+    """Name of a response header that tells host:port of the replica, for load tests; empty: none, as real engines."""
 
     events: bool = True
     endpoint: str = "tcp://127.0.0.1:*"

@@ -55,6 +55,8 @@ class Reply:
         self._keep_alive = keep_alive
         self.on_disconnect: Callable[[], None] | None = None
         """Called when the client leaves before the answer is complete."""
+        self.extra = ""
+        """Header lines added to every answer."""
         self.done = False
         self.started = False
 
@@ -97,7 +99,7 @@ class Reply:
         self._connection.reset()
 
     def _tail(self) -> str:
-        return "" if self._keep_alive else "connection: close\r\n"
+        return self.extra if self._keep_alive else self.extra + "connection: close\r\n"
 
     def _finish(self) -> None:
         self.done = True

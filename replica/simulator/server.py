@@ -148,6 +148,8 @@ class SimulatedServer:
         if not self.running:  # accepted by the kernel just before the process died
             reply.reset()
             return
+        if self.config.replica_header:
+            reply.extra = f"{self.config.replica_header}: {self.config.host}:{self.http.port}\r\n"
         path = request.path
         if not path.startswith("/sim/"):
             self.requests.append(request)
