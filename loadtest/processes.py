@@ -83,7 +83,7 @@ class Child:
                 found = [match[1] for line in self.lines if (match := re.search(pattern, line))]
                 if len(found) >= times:
                     return found
-                self._check()
+                await self._check()
                 self._printed.clear()
                 await self._printed.wait()
 
@@ -92,18 +92,22 @@ class Child:
         try:
             async with asyncio.timeout(START_S), aiohttp.ClientSession() as http:
                 while True:
-                    self._check()
+                    await self._check()
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                         async with http.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
                             if response.status == 200:
                                 return
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise StartError(f"{self.name}: {url} was not answered with 200 in {START_S:g} s;\n{self._said()}") from None
+            raise StartError(
+                f"{self.name}: {url} was not answered with 200 in {START_S:g} s;\n{self._said()}"
+            ) from None
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
         assert self._process is not None
+        assert self._reading is not None
         if self._process.returncode is not None:
+            await asyncio.wait({self._reading}, timeout=1)
             raise StartError(f"{self.name} ended with status {self._process.returncode}:\n{self._said()}")
 
     def _said(self) -> str:

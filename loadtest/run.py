@@ -70,10 +70,10 @@ async def run_workload(
     """Send a workload to `base_url` (up to, not including, `/v1`) and measure.
 
     concurrency: sessions at once; None: 8 in a closed loop, unbounded otherwise. in_flight: requests at once, first
-    come first served; None: no bound (with 1, agents take turns and no request meets another). request_rate: sessions a second,
-    `math.inf` starts all at once. session_header: name of a header that carries the session's id; None sends none (the
-    router has to find the lineage itself). replica_header: response header that names the replica. replicas: fleet
-    size, for the hotspot. engine_metrics: `/metrics` addresses of the engines, read before and after. goodput:
+    come first served; None: no bound (with 1, agents take turns and no request meets another). request_rate: sessions
+    a second, `math.inf` starts all at once. session_header: name of a header that carries the session's id; None sends
+    none (the router has to find the lineage itself). replica_header: response header that names the replica. replicas:
+    fleet size, for the hotspot. engine_metrics: `/metrics` addresses of the engines, read before and after. goodput:
     objectives in seconds by "ttft", "tpot", "e2el".
 
     Failed requests are counted, not raised. Raises WorkloadError for a workload without requests, ConnectionError if an

@@ -85,6 +85,38 @@ def bars(values: Sequence[tuple[str, float]], y: Axis, title: str, x_label: str)
     return _frame(Axis(x_label, 0, 0, lambda _: ""), y, title, "".join(shapes))
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A labelled value with the range it was seen in; `first` is drawn in the page's colour, the others grey."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    first: bool = False
+
+
+def bars_across(values: Sequence[Bar], x: Axis, title: str) -> str:
+    """Horizontal bars from 0, one under the other, each with a whisker from low to high and its value written."""
+    line, left, room = 20, 190, 54
+    width = WIDTH - left - room
+    height = line * len(values) + 6
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">']
+    for place, bar in enumerate(values):
+        top = place * line + 4
+        middle = top + line / 2 - 2
+        end, low, high = (left + x.at(value) * width for value in (bar.value, bar.low, bar.high))
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(bar.label)}</text>'
+            f'<rect class="{"mark" if bar.first else "rest"}" x="{left}" y="{top}" width="{max(end - left, 0):.1f}" '
+            f'height="{line - 5}" rx="2"><title>{escape(bar.label)}: {escape(x.write(bar.value))}</title></rect>'
+            f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+            f'<text class="tick" x="{max(high, end) + 5:.1f}" y="{middle + 4:.1f}">{escape(x.write(bar.value))}</text>'
+        )
+    parts.append(f'<line class="axis" x1="{left}" x2="{left}" y1="0" y2="{height}"/></svg>')
+    return "".join(parts)
+
+
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most MAX_POINTS + 1 of the points, evenly, always with the last."""
     step = max(1, math.ceil(len(points) / MAX_POINTS))

@@ -15,6 +15,7 @@ COMMANDS = {
     "agent": ("replica.agent", "run beside an engine: publish what its KV cache holds"),
     "simulate": ("replica.simulator.command", "run simulated engines"),
     "loadtest": ("loadtest.command", "load an endpoint and report hit rate and latency"),
+    "loadtest compare": ("loadtest.compare.command", "several routers and policies on the same fleet and requests"),
 }
 
 EPILOG = """examples:
@@ -29,6 +30,8 @@ EPILOG = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if " ".join(given[:2]) in COMMANDS:
+        given[:2] = [" ".join(given[:2])]
     parser = argparse.ArgumentParser(
         prog="prefix-router",
         description="Prefix-aware (KV-cache-aware) router for fleets of vLLM and SGLang replicas.",

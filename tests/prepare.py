@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FETCHERS = [HERE / "prompt" / "fetch_tokenizers.py", HERE / "helm" / "fetch_tools.py"]
-SYSTEM = {"redis-server": "redis-server", "promtool": "prometheus"}
+FETCHERS = [
+    HERE / "prompt" / "fetch_tokenizers.py",
+    HERE / "helm" / "fetch_tools.py",
+    HERE / "loadtest" / "fetch_peers.py",
+]
+SYSTEM = {"redis-server": "redis-server", "promtool": "prometheus", "nginx": "nginx-light"}
 
 
 def main() -> None:

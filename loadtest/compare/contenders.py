@@ -26,7 +26,7 @@ NGINX_POLICIES = ("round_robin", "least_conn", "session")
 PEERS = ("sglang-router", "smg", "vllm-router")
 
 TUNED = "balance-abs-threshold=4,balance-rel-threshold=1.1"
-"""The peers' default of 64 requests of difference is never reached on a small fleet; 4 leaves the cached replica early."""
+"""The default, 64 requests of difference, is never reached on a small fleet; at 4 the cached replica is left early."""
 
 DEFAULT = (
     "prefix",

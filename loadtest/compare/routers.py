@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import tempfile
@@ -124,12 +125,17 @@ async def _nginx(each: Contender, program: Path, fleet: Fleet) -> AsyncIterator[
     with tempfile.TemporaryDirectory(prefix="prefix-router-nginx-") as folder:
         servers = " ".join(f"server {url.partition('://')[2]} max_fails=0;" for url in fleet.urls)
         text = NGINX.format(folder=folder, method=NGINX_METHODS[each.policy], servers=servers, port=port)
-        path = Path(folder, "nginx.conf")
-        path.write_text(text)
-        async with Child(each.label, [str(program), "-p", folder, "-c", str(path)]) as child:
+        path = await asyncio.to_thread(_write, folder, text)
+        async with Child(each.label, [str(program), "-p", folder, "-c", path]) as child:
             url = f"http://127.0.0.1:{port}"
             await child.answers(f"{url}/v1/models")
             yield Running(url, child.pid, fleet.replica_header)
+
+
+def _write(folder: str, text: str) -> str:
+    path = Path(folder, "nginx.conf")
+    path.write_text(text)
+    return str(path)
 
 
 @contextlib.asynccontextmanager
