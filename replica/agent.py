@@ -24,7 +24,7 @@ from typing import TypeVar
 import aiohttp
 import uvloop
 
-from replica.publication import Publication
+from replica.publication import LoadReader, Publication
 from router.engines import ENGINES, Engine, EngineError, EventSource, recognise
 from router.index.redis.connect import RedisConfigError, connect
 from router.index.redis.layout import Layout
@@ -125,30 +125,31 @@ class Agent:
         async with aiohttp.ClientSession(timeout=timeout) as session:
             engine = await self._until(lambda: self._recognise(session), "waiting for the engine")
             info = await self._until(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
-            sources: tuple[EventSource | None, ...] = info.events or (None,)
+            configured = None
             if args.events_endpoint:
-                sources = (EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind),)
-            if sources == (None,):
+                configured = EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind)
+            if configured is None and not info.events:
                 log.warning("the engine publishes no KV events: only its load is reported")
             url = (args.advertise_url or self._url).rstrip("/")
             name = args.replica_id or url.split("://", 1)[1]
-            layout = Layout(args.pool)
+            load = LoadReader(engine, session, self._url, args.interval_ms / 1000)
+            several = len(info.ranks) > 1
             async with asyncio.TaskGroup() as group:
-                for source in sources:
+                for position, rank in enumerate(info.ranks):
                     publication = Publication(
-                        name if len(sources) == 1 or source is None else f"{name}/dp{source.rank}",
+                        f"{name}/dp{rank}" if several else name,
                         url,
                         info,
-                        source,
+                        configured.of_rank(position) if configured else info.source(rank),
                         self._store,
-                        layout,
+                        Layout(args.pool),
                         model=args.model or info.models[0],
                         block_size=args.block_size or max(16, info.block_size or 16),
-                        ranks=len(sources),
+                        rank=rank if several else None,
                         interval_s=args.interval_ms / 1000,
                         lease_s=args.lease_s,
                     )
-                    group.create_task(publication.run(engine, session, self._url))
+                    group.create_task(publication.run(load))
 
     async def _recognise(self, session: aiohttp.ClientSession) -> Engine:
         if self._args.engine == "auto":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from time import time
+from time import monotonic, time
 
 import aiohttp
 
-from router.engines import Engine, EngineError, EngineInfo, EventSource
+from router.engines import Engine, EngineError, EngineInfo, EngineLoad, EventSource
 from router.index.intake import FeedStatus
 from router.index.ledger import CacheLedger
 from router.index.redis.health import STORE_ERRORS
@@ -22,10 +22,35 @@ from router.index.subscriber import EventSubscriber
 log = logging.getLogger(__name__)
 
 
+class LoadReader:
+    """An engine's load, asked for at most once per `interval_s` however many of its ranks want it."""
+
+    def __init__(self, engine: Engine, session: aiohttp.ClientSession, url: str, interval_s: float) -> None:
+        self._engine, self._session, self._url = engine, session, url
+        self._interval = interval_s
+        self._lock = asyncio.Lock()
+        self._read_at = float("-inf")
+        self._load: EngineLoad | EngineError = EngineLoad()
+
+    async def read(self) -> EngineLoad:
+        """The load; zeros when the engine doesn't say. Raises EngineError."""
+        async with self._lock:
+            if monotonic() - self._read_at > self._interval / 2:
+                try:
+                    self._load = await self._engine.load(self._session, self._url) or EngineLoad()
+                except EngineError as error:
+                    self._load = error
+                self._read_at = monotonic()
+        if isinstance(self._load, EngineError):
+            raise self._load
+        return self._load
+
+
 class Publication:
     """Engine events -> ledger -> writer -> Redis, and the engine's load with the lease.
 
-    `source` None: no events; only load and capacity are published, and routers model the cache themselves.
+    `rank`: None for an engine of one rank. `source` None: no events; only load and capacity are published, and routers
+    model the cache themselves.
     """
 
     def __init__(
@@ -39,7 +64,7 @@ class Publication:
         *,
         model: str,
         block_size: int,
-        ranks: int = 1,
+        rank: int | None = None,
         interval_s: float = 0.25,
         lease_s: float = 3.0,
     ) -> None:
@@ -51,8 +76,8 @@ class Publication:
             engine_version=info.version,
             block_size=block_size,
             capacity_tokens=info.kv_tokens or 0,
-            rank=source.rank if source else 0,
-            ranks=ranks,
+            rank=rank or 0,
+            ranks=1 if rank is None else len(info.ranks),
             events=source is not None,
         )
         self.writer = RedisWriter(
@@ -71,12 +96,15 @@ class Publication:
                 on_change=self._say,
             )
         self._replica_id = replica_id
+        self._rank = rank
         self._interval = interval_s
         self._state = ""
+        self._followed = False
+        """Whether its events were live once; a lost connection keeps what is known until it proves wrong."""
 
-    async def run(self, engine: Engine, session: aiohttp.ClientSession, engine_url: str) -> None:
+    async def run(self, load: LoadReader) -> None:
         """Until cancelled, or until a newer agent has claimed the replica. A clean end gives the lease back."""
-        helpers = [asyncio.create_task(self._sample(engine, session, engine_url))]
+        helpers = [asyncio.create_task(self._sample(load))]
         if self.subscriber is not None:
             helpers.append(asyncio.create_task(self.subscriber.run()))
         try:
@@ -88,25 +116,38 @@ class Publication:
             with contextlib.suppress(*STORE_ERRORS):
                 await self.writer.release()
 
-    async def _sample(self, engine: Engine, session: aiohttp.ClientSession, engine_url: str) -> None:
+    async def _sample(self, reader: LoadReader) -> None:
         while True:
-            live = self.ledger.live_blocks
             try:
-                load = await engine.load(session, engine_url)
-                self.writer.report(
-                    ReplicaLoad(
-                        running=load.running if load else 0,
-                        waiting=load.waiting if load else 0,
-                        kv_use=load.kv_usage if load else 0.0,
-                        live_blocks=live,
-                        sampled=time(),
-                    )
-                )
+                load, trouble = (await reader.read()).of(self._rank), ""
             except EngineError as error:
-                self.writer.report(ReplicaLoad(live_blocks=live, sampled=time(), ready=False, trouble=str(error)))
+                load, trouble = EngineLoad(), str(error)
+            self.writer.report(
+                ReplicaLoad(
+                    running=load.running,
+                    waiting=load.waiting,
+                    waiting_tokens=load.waiting_tokens or 0,
+                    kv_use=load.kv_usage,
+                    live_blocks=self.ledger.live_blocks,
+                    sampled=time(),
+                    ready=not trouble,
+                    trouble=trouble,
+                    events=self._events(),
+                )
+            )
             await asyncio.sleep(self._interval)
 
+    def _events(self) -> str:
+        """Why its cache is not followed; empty when it is."""
+        if self.subscriber is None:
+            return "its agent finds no KV events"
+        status = self.subscriber.status
+        if status.state == "unsupported":
+            return f"its KV events can't be used: {status.reason}"
+        return "" if self._followed else "its agent is connecting to its KV events"
+
     def _say(self, status: FeedStatus) -> None:
+        self._followed = self._followed or status.state == "live"
         if status.state != self._state:
             self._state = status.state
             log.info("replica %s: events %s %s", self._replica_id, status.state, status.reason)

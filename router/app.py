@@ -252,6 +252,8 @@ class App:
 
     async def _joined(self, replica: Replica) -> None:
         assert replica.info is not None
+        if self.membership.learned(replica):
+            return
         self.outliers.joined(replica)
         model, block_size, changed = await self.catalog.learn(replica.info)
         if changed:

@@ -78,6 +78,7 @@ def _tgi(engine: Engine) -> list[_Line]:
     return [
         ("tgi_queue_size", "gauge", "", len(scheduler.waiting)),
         ("tgi_batch_current_size", "gauge", "", len(scheduler.running)),
+        ("tgi_batch_max_total_tokens", "gauge", "", engine.config.kv_blocks * engine.config.block_size),
         ("tgi_request_count", "counter", "", counters.finished_requests + engine.in_flight),
         ("tgi_request_success", "counter", "", counters.finished_requests),
     ]

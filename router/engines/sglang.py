@@ -37,11 +37,13 @@ class Sglang:
         """Models, page size, KV capacity and event sources from /v1/models and /server_info."""
         base, adapters, entries = served_models(await get_json(session, url, "/v1/models"), url)
         server = await get_json(session, url, "/server_info") or await get_json(session, url, "/get_server_info") or {}
+        events = _events(server.get("kv_events"), url)
+        ranks = range(max(as_int(server.get("dp_size")) or 1, len(events)))
         return EngineInfo(
             kind=self.kind, models=base, adapters=adapters, version=str(server.get("version", "")),
             block_size=as_int(server.get("page_size")), kv_tokens=_capacity(server),
-            max_model_len=as_int(entries[0].get("max_model_len")), events=_events(server.get("kv_events"), url),
-            model_entries=tuple(entries),
+            max_model_len=as_int(entries[0].get("max_model_len")), events=events, model_entries=tuple(entries),
+            ranks=tuple(ranks),
         )  # fmt: skip
 
     async def load(self, session: aiohttp.ClientSession, url: str) -> EngineLoad | None:
@@ -49,12 +51,7 @@ class Sglang:
         answer = await get_json(session, url, "/v1/loads")
         ranks = [rank for rank in (answer or {}).get("loads") or [] if isinstance(rank, dict)]
         if ranks:
-            return EngineLoad(
-                running=sum(_number(rank, "num_running_reqs") for rank in ranks),
-                waiting=sum(_number(rank, "num_waiting_reqs") for rank in ranks),
-                kv_usage=max(float(rank.get("token_usage") or 0.0) for rank in ranks),
-                max_running=sum(_number(rank, "max_running_requests") for rank in ranks) or None,
-            )
+            return EngineLoad.total({_number(rank, "dp_rank"): _load(rank) for rank in ranks})
         page = await get(session, url, "/metrics")
         if page is None:
             return None
@@ -65,6 +62,16 @@ class Sglang:
             int(total["sglang:num_running_reqs"]), int(total["sglang:num_queue_reqs"]), total["sglang:token_usage"],
             int(total["sglang:cached_tokens_total"]), int(total["sglang:prompt_tokens_total"]),
         )  # fmt: skip
+
+
+def _load(rank: dict[str, Any]) -> EngineLoad:
+    return EngineLoad(
+        running=_number(rank, "num_running_reqs"),
+        waiting=_number(rank, "num_waiting_reqs"),
+        kv_usage=float(rank.get("token_usage") or 0.0),
+        max_running=_number(rank, "max_running_requests") or None,
+        waiting_tokens=_number(rank, "num_waiting_uncached_tokens") if "num_waiting_uncached_tokens" in rank else None,
+    )
 
 
 def _number(rank: dict[str, Any], key: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import aiohttp
@@ -24,6 +25,18 @@ class EventSource:
     bind: bool = False
     rank: int = 0
 
+    def of_rank(self, rank: int) -> EventSource:
+        """Where rank `rank` publishes when this is rank 0's: its TCP ports are that much higher (`ipc://` has none)."""
+        replay = None if self.replay_endpoint is None else _offset(self.replay_endpoint, rank)
+        return replace(self, endpoint=_offset(self.endpoint, rank), replay_endpoint=replay, rank=rank)
+
+
+def _offset(endpoint: str, rank: int) -> str:
+    head, colon, port = endpoint.rpartition(":")
+    if endpoint.startswith("tcp://") and colon and port.isdecimal() and port != "0":
+        return f"{head}:{int(port) + rank}"
+    return endpoint
+
 
 @dataclass(slots=True, frozen=True)
 class EngineInfo:
@@ -44,13 +57,20 @@ class EngineInfo:
     events: tuple[EventSource, ...] = field(default=())
     model_entries: tuple[dict[str, object], ...] = field(default=())
     rest_paths: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = (0,)
+    """Its data-parallel ranks, each with a cache of its own."""
+
+    def source(self, rank: int | None) -> EventSource | None:
+        """Where a rank (None: the only one that is followed) publishes; None when the engine doesn't say."""
+        return next((source for source in self.events if rank is None or source.rank == rank), None)
 
 
 @dataclass(slots=True, frozen=True)
 class EngineLoad:
-    """One reading of an engine's load, summed over its ranks. `kv_usage` is a share, 0 to 1.
+    """One reading of an engine's load, summed over its ranks. `kv_usage` is a share, 0 to 1 (of the fullest rank).
 
     `max_running`: sequences it runs at most, None if it doesn't say. `asleep`: it says that it sleeps.
+    `waiting_tokens`: uncached prompt tokens of the waiting requests, where the engine says.
     """
 
     running: int = 0
@@ -60,6 +80,33 @@ class EngineLoad:
     prompt_tokens: int | None = None
     max_running: int | None = None
     asleep: bool = False
+    waiting_tokens: int | None = None
+    ranks: Mapping[int, EngineLoad] = field(default_factory=dict)
+    """The same for each rank, where the engine tells them apart."""
+
+    def of(self, rank: int | None) -> EngineLoad:
+        """One rank's part; the whole for None, and where ranks are not told apart."""
+        return self if rank is None else self.ranks.get(rank, self)
+
+    @staticmethod
+    def total(ranks: Mapping[int, EngineLoad]) -> EngineLoad:
+        """The whole engine's load from each rank's."""
+
+        def added(name: str) -> int | None:
+            values = [value for load in ranks.values() if (value := getattr(load, name)) is not None]
+            return sum(values) if values else None
+
+        return EngineLoad(
+            running=sum(load.running for load in ranks.values()),
+            waiting=sum(load.waiting for load in ranks.values()),
+            kv_usage=max((load.kv_usage for load in ranks.values()), default=0.0),
+            cached_tokens=added("cached_tokens"),
+            prompt_tokens=added("prompt_tokens"),
+            max_running=added("max_running"),
+            asleep=any(load.asleep for load in ranks.values()),
+            waiting_tokens=added("waiting_tokens"),
+            ranks=ranks,
+        )
 
 
 class Engine(Protocol):

@@ -32,6 +32,8 @@ class Vllm:
         version = (await get_json(session, url, "/version") or {}).get("version", "")
         block_size = kv_tokens = None
         page = await get(session, url, "/metrics")
+        events = await self._events(session, url)
+        ranks = {source.rank for source in events}
         for _, labels, _ in samples((page or b"").decode("utf-8", "replace"), {"vllm:cache_config_info"}):
             block_size = as_int(labels.get("block_size"))
             blocks = as_int(labels.get("num_gpu_blocks"))
@@ -39,11 +41,11 @@ class Vllm:
             kv_tokens = as_int(labels.get("kv_cache_size_tokens")) or (
                 blocks * block_size if blocks and block_size else None
             )
-            break
+            ranks.add(_rank(labels))
         return EngineInfo(
             kind=self.kind, models=base, adapters=adapters, version=str(version), block_size=block_size,
             kv_tokens=kv_tokens, max_model_len=as_int(entries[0].get("max_model_len")),
-            events=await self._events(session, url), model_entries=tuple(entries),
+            events=events, model_entries=tuple(entries), ranks=tuple(sorted(ranks)) or (0,),
             rest_paths=tuple([path for path in _REST_PATHS if await get_json(session, url, path) is not None]),
         )  # fmt: skip
 
@@ -64,29 +66,33 @@ class Vllm:
         return tuple(sorted(found, key=lambda source: source.rank))
 
     async def load(self, session: aiohttp.ClientSession, url: str) -> EngineLoad | None:
-        """From /metrics, summed over ranks (KV usage: the fullest rank)."""
+        """From /metrics, by its label `engine`."""
         page = await get(session, url, "/metrics")
         if page is None:
             return None
-        running = waiting = hits = queries = 0.0
-        usage = 0.0
-        counted = asleep = False
+        found: dict[int, dict[str, float]] = {}
         for name, labels, value in samples(page.decode("utf-8", "replace"), _WANTED):
-            if name == "vllm:num_requests_running":
-                running += value
-            elif name == "vllm:num_requests_waiting":
-                waiting += value
-            elif name == _SLEEP:
-                asleep = asleep or (value > 0 and labels.get("sleep_state") != "awake")
-            elif name in _USAGE:
-                usage = max(usage, value)
-            elif name in _HITS:
-                hits += value
-            else:
-                queries += value
-                counted = True
-        return EngineLoad(
-            int(running), int(waiting), usage,
-            cached_tokens=int(hits) if counted else None, prompt_tokens=int(queries) if counted else None,
-            asleep=asleep,
-        )  # fmt: skip
+            sums = found.setdefault(_rank(labels), {})
+            if name == _SLEEP and labels.get("sleep_state") == "awake":
+                continue
+            sums[name] = sums.get(name, 0.0) + value
+        return EngineLoad.total({rank: _load(sums) for rank, sums in found.items()})
+
+
+def _rank(labels: dict[str, str]) -> int:
+    return as_int(labels.get("engine")) or 0
+
+
+def _load(sums: dict[str, float]) -> EngineLoad:
+    def one(names: tuple[str, str]) -> float | None:
+        return next((sums[name] for name in names if name in sums), None)
+
+    hits, queries = one(_HITS), one(_QUERIES)
+    return EngineLoad(
+        running=int(sums.get("vllm:num_requests_running", 0)),
+        waiting=int(sums.get("vllm:num_requests_waiting", 0)),
+        kv_usage=one(_USAGE) or 0.0,
+        cached_tokens=None if queries is None else int(hits or 0),
+        prompt_tokens=None if queries is None else int(queries),
+        asleep=sums.get(_SLEEP, 0) > 0,
+    )

@@ -73,7 +73,7 @@ class Feeds:
             source.block_size = block_size
             replica.feed, replica.feed_reason = self.shared.feed(replica, block_size)
             return
-        events = replica.events or (replica.info.events[0] if replica.info.events else None)
+        events = replica.events or replica.info.source(replica.rank)
         settings = None if events is None else (events, model, block_size)
         if settings is not None and settings == source.settings:
             return

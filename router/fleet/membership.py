@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from router.fleet.discovery import Endpoint, Roster, Source
+from router.fleet.discovery import Changes, Endpoint, Roster, Source
 from router.fleet.fleet import Fleet
 from router.fleet.replica import Health, Replica
 
@@ -25,7 +25,7 @@ class Membership:
         self._add = add
         self._remove = remove
         self._roster = Roster()
-        self._reports: asyncio.Queue[tuple[str, list[Endpoint]]] = asyncio.Queue()
+        self._reports: asyncio.Queue[tuple[str, Callable[[], Changes]]] = asyncio.Queue()
         self._sources: Sequence[Source] = ()
         self._tasks: list[asyncio.Task[None]] = []
         self._said: set[str] = set()
@@ -49,7 +49,23 @@ class Membership:
 
     def report(self, source: str, endpoints: Iterable[Endpoint]) -> None:
         """What `source` knows now; carried out soon."""
-        self._reports.put_nowait((source, list(endpoints)))
+        known = list(endpoints)
+        self._reports.put_nowait((source, lambda: self._roster.report(source, known)))
+
+    def learned(self, replica: Replica) -> bool:
+        """Take note of the data-parallel ranks of an engine that answered.
+
+        True when they are not those it is listed by: it is soon replaced by one replica for each rank, `ID/dpN`.
+        """
+        assert replica.info is not None
+        whole = replica.id if replica.rank is None else replica.id.removesuffix(f"/dp{replica.rank}")
+        listed = self._roster.ranks(whole)
+        ranks = replica.info.ranks if len(replica.info.ranks) > 1 else ()
+        if ranks == listed or (replica.rank is not None and not listed):  # a source may list the ranks itself
+            return False
+        said = f"{whole} has {len(ranks) or 1} data-parallel ranks"
+        self._reports.put_nowait((said, lambda: self._roster.split(whole, ranks)))
+        return True
 
     def problems(self) -> list[str]:
         """Sources that can't be read, for /ready."""
@@ -57,14 +73,13 @@ class Membership:
 
     async def _carry_out(self) -> None:
         while True:
-            source, endpoints = await self._reports.get()
+            source, report = await self._reports.get()
             try:
-                await self._apply(source, endpoints)
+                await self._apply(source, report())
             except Exception:
                 log.exception("discovery: what %s reported could not be carried out", source)
 
-    async def _apply(self, source: str, endpoints: list[Endpoint]) -> None:
-        changes = self._roster.report(source, endpoints)
+    async def _apply(self, source: str, changes: Changes) -> None:
         for conflict in changes.conflicts:
             if conflict not in self._said:
                 self._said.add(conflict)

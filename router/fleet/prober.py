@@ -147,6 +147,7 @@ class Prober:
         if replica.info is not None:
             load = await ENGINES[replica.info.kind].load(session, replica.url)
             if load is not None:
+                load = load.of(replica.rank)
                 fell_asleep = load.asleep and replica.health is Health.UP
                 woke_up = replica.health is Health.PAUSED and not load.asleep
                 replica.reported, replica.reported_at = load, time()

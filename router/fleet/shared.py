@@ -95,6 +95,8 @@ class SharedIndex:
             return Feed.SHADOW, NO_AGENT
         if not record.meta.events:
             return Feed.SHADOW, "its agent finds no KV events"
+        if record.load is not None and record.load.events:
+            return Feed.SHADOW, record.load.events
         if record.meta.block_size != block_size:
             return Feed.SHADOW, (
                 f"its agent publishes blocks of {record.meta.block_size} tokens, this router uses {block_size}: "
@@ -126,7 +128,9 @@ class SharedIndex:
                 record = self._records.get(replica.id)
                 if record is not None and record.live and record.load is not None:
                     load = record.load
-                    replica.reported = EngineLoad(load.running, load.waiting, load.kv_use)
+                    replica.reported = EngineLoad(
+                        load.running, load.waiting, load.kv_use, waiting_tokens=load.waiting_tokens
+                    )
                     replica.reported_at = load.sampled
             await asyncio.sleep(TICK_S)
 

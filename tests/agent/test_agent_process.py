@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from support.dp_engine import DataParallelEngine
 from support.redis_server import BINARIES, Server
 
 from replica.simulator.config import ReplicaConfig
@@ -61,7 +62,7 @@ class Site:
         config = ReplicaConfig(model="sim", timing=time_model("instant"), **options)
         return await self.stack.enter_async_context(SimulatedReplica(config))
 
-    async def agent(self, replica: SimulatedReplica, *flags: str) -> asyncio.subprocess.Process:
+    async def agent(self, replica: SimulatedReplica | DataParallelEngine, *flags: str) -> asyncio.subprocess.Process:
         command = [sys.executable, "-m", "router.cli", "agent", "--engine-url", replica.url, "--pool", "test"]
         command += ["--redis-url", self.server.url, "--replica-id", "a", "--interval-ms", "50", *flags]
         self._agents += 1
@@ -76,7 +77,7 @@ class Site:
         self.stack.push_async_callback(stop)
         return process
 
-    async def ask(self, replica: SimulatedReplica, count: int, seed: int = 0) -> None:
+    async def ask(self, replica: SimulatedReplica | DataParallelEngine, count: int, seed: int = 0) -> None:
         choose = random.Random(seed)
         for number in range(count):
             prompt = f"prefix {choose.randrange(3)} " * choose.randrange(5, 60) + str(number)
@@ -84,12 +85,12 @@ class Site:
             async with self.session.post(replica.url + "/v1/completions", json=body) as answer:
                 assert answer.status == 200, await answer.text()
 
-    async def record(self) -> ReplicaRecord | None:
+    async def record(self, name: str = "a") -> ReplicaRecord | None:
         await self.registry.refresh()
-        return next((each for each in self.registry.replicas() if each.live), None)
+        return next((each for each in self.registry.replicas() if each.live and each.replica_id == name), None)
 
-    async def published(self) -> set[int]:
-        record = await self.record()
+    async def published(self, name: str = "a") -> set[int]:
+        record = await self.record(name)
         if record is None:
             return set()
         members = await self.store.execute("SMEMBERS", self.layout.reverse(Tier.DEVICE, record.slot))
@@ -104,9 +105,9 @@ class Site:
             said = "\n".join(path.read_text() for path in sorted(self.logs.glob("agent*")))
             raise AssertionError(f"not within {seconds} s: {what}; agents say:\n{said}") from None
 
-    async def exact(self, replica: SimulatedReplica, what: str) -> None:
+    async def exact(self, replica: SimulatedReplica, what: str, name: str = "a") -> None:
         async def same() -> bool:
-            return bool(truth(replica)) and await self.published() == truth(replica)
+            return bool(truth(replica)) and await self.published(name) == truth(replica)
 
         await self.until(same, what)
 
@@ -159,8 +160,51 @@ async def test_what_is_published_is_what_the_engine_holds(site: Site, kind: str,
     await site.exact(replica, "after the engine restarted")
 
 
-async def test_an_engine_without_events_reports_its_load(site: Site) -> None:
-    replica = await site.replica(kind="tgi")
+@pytest.mark.parametrize("told", [True, False], ids=["it tells where its events are", "only by its metrics' labels"])
+async def test_every_data_parallel_rank_is_a_replica_of_its_own(site: Site, told: bool) -> None:
+    config = ReplicaConfig(model="sim", timing=time_model("instant"), kv_blocks=256)
+    engine = await site.stack.enter_async_context(DataParallelEngine(3, config, tells_sources=told))
+    flags: tuple[str, ...] = ()
+    if not told:
+        first, replay = (f"tcp://127.0.0.1:{engine.first_port + offset}" for offset in (0, 3))
+        flags = ("--events-endpoint", first, "--replay-endpoint", replay)
+    await site.ask(engine, 12, seed=1)
+    agent = await site.agent(engine, *flags)
+    for number, rank in enumerate(engine.ranks):
+        await site.exact(rank, f"rank {number}", f"a/dp{number}")
+        record = await site.record(f"a/dp{number}")
+        assert record is not None and record.meta is not None
+        assert (record.meta.url, record.meta.rank, record.meta.ranks) == (engine.url, number, 3)
+        assert record.meta.capacity_tokens == 256 * 16
+    assert await site.record("a") is None
+    held = [truth(rank) for rank in engine.ranks]
+    assert held[0] != held[1] != held[2], "their caches differ"
+    engine.ranks[1].fault(paused=True)
+    body = {"model": "sim", "prompt": "one for rank 1", "max_tokens": 2}
+    url, pinned = engine.url + "/v1/completions", {"x-data-parallel-rank": "1"}
+    asking = asyncio.create_task(site.session.post(url, json=body, headers=pinned))
+
+    async def loads() -> list[int]:
+        records = [await site.record(f"a/dp{number}") for number in range(3)]
+        return [each.load.running + each.load.waiting if each and each.load else -1 for each in records]
+
+    async def busy() -> bool:
+        return await loads() == [0, 1, 0]
+
+    await site.until(busy, "the load of rank 1 alone")
+    engine.ranks[1].clear_faults()
+    (await asking).release()
+    await engine.ranks[1].restart()
+    await site.ask(engine, 9, seed=2)
+    for number, rank in enumerate(engine.ranks):
+        await site.exact(rank, f"rank {number} after the restart of rank 1", f"a/dp{number}")
+    agent.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(agent.wait(), 10) == 0
+    assert (await site.registry.refresh()).incarnations == (), "every rank's lease is given back"
+
+
+async def test_an_engine_without_events_reports_its_load_and_capacity(site: Site) -> None:
+    replica = await site.replica(kind="tgi", kv_blocks=300)
     await site.agent(replica)
 
     async def known() -> bool:
@@ -170,6 +214,8 @@ async def test_an_engine_without_events_reports_its_load(site: Site) -> None:
     record = await site.record()
     assert record is not None and record.meta is not None
     assert (record.meta.engine, record.meta.events, record.meta.url) == ("tgi", False, replica.url)
+    assert record.meta.capacity_tokens == 4800
+    assert record.load is not None and record.load.events == "its agent finds no KV events"
     replica.fault(paused=True)
     body = {"inputs": "a prompt", "parameters": {"max_new_tokens": 4}}
     asking = asyncio.create_task(site.session.post(replica.url + "/generate", json=body))

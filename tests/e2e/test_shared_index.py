@@ -13,7 +13,7 @@ import pytest
 from support.redis_server import BINARIES, Server
 from support.waiting import until
 
-from replica.publication import Publication
+from replica.publication import LoadReader, Publication
 from replica.simulator.config import MODEL_DIR, ReplicaConfig
 from replica.simulator.fleet import SimulatedFleet, SimulatedReplica
 from replica.simulator.timing import time_model
@@ -56,7 +56,7 @@ class Shared:
             simulated.url.removeprefix("http://"), simulated.url, info, info.events[0], connect(self.server.url),
             Layout("default"), model="sim", block_size=16, interval_s=0.05, lease_s=0.5,
         )  # fmt: skip
-        self.agents.append(asyncio.create_task(publication.run(engine, self.session, simulated.url)))
+        self.agents.append(asyncio.create_task(publication.run(LoadReader(engine, self.session, simulated.url, 0.05))))
         self.publications.append(publication)
         return publication
 

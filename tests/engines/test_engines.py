@@ -77,6 +77,54 @@ async def test_vllm_before_event_sources_were_told(engine: Recorded, session: ai
     assert await ENGINES["vllm"].load(session, engine.url) is None
 
 
+async def test_the_ranks_of_a_data_parallel_vllm(engine: Recorded, session: aiohttp.ClientSession) -> None:
+    engine.load("vllm-0.32.0.json")
+    source = engine.pages["/kv_event_sources"]["json"]["0"]
+    engine.pages["/kv_event_sources"]["json"]["1"] = source | {"endpoint": "tcp://*:5758"}
+    page = engine.pages["/metrics"]["text"]
+    engine.pages["/metrics"]["text"] += page.replace('engine="0"', 'engine="1"').replace("74944.0", "4.0")
+    info = await ENGINES["vllm"].inspect(session, engine.url)
+    assert (info.ranks, info.kv_tokens) == ((0, 1), 3072)
+    assert [info.source(rank) and info.source(rank).endpoint for rank in (0, 1, 2)] == [
+        "tcp://127.0.0.1:5657", "tcp://127.0.0.1:5758", None,
+    ]  # fmt: skip
+    load = await ENGINES["vllm"].load(session, engine.url)
+    assert load is not None
+    assert (load.cached_tokens, load.of(0).cached_tokens, load.of(1).cached_tokens) == (74948, 74944, 4)
+    assert load.of(None) is load
+    del engine.pages["/kv_event_sources"]
+    info = await ENGINES["vllm"].inspect(session, engine.url)
+    assert (info.ranks, info.events) == ((0, 1), ()), "before 0.31 only the metrics tell"
+
+
+def test_an_endpoint_of_another_rank() -> None:
+    first = EventSource("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5657", "kv")
+    assert first.of_rank(0) == first
+    assert first.of_rank(3) == EventSource("tcp://10.0.0.1:5560", "tcp://10.0.0.1:5660", "kv", rank=3)
+    assert EventSource("tcp://10.0.0.1:0").of_rank(1).endpoint == "tcp://10.0.0.1:0"
+    assert EventSource("ipc:///run/a").of_rank(1).endpoint == "ipc:///run/a"
+
+
+async def test_the_ranks_of_a_data_parallel_sglang(engine: Recorded, session: aiohttp.ClientSession) -> None:
+    engine.load("sglang-0.5.23.json")
+    server = engine.pages["/server_info"]["json"]
+    server["dp_size"] = 2
+    server["kv_events"] = {"publisher": "zmq", "endpoint_host": "*", "endpoint_port_base": 5557, "dp_size": 2}
+    loads = engine.pages["/v1/loads"]["json"]["loads"]
+    loads.append(loads[0] | {"dp_rank": 1, "num_running_reqs": 3, "num_waiting_uncached_tokens": 70})
+    kind = ENGINES["sglang"]
+    info = await kind.inspect(session, engine.url)
+    first, second = info.events
+    assert (info.ranks, second) == ((0, 1), first.of_rank(1))
+    load = await kind.load(session, engine.url)
+    assert load is not None
+    assert [(load.of(rank).running, load.of(rank).waiting_tokens) for rank in (None, 0, 1)] == [
+        (3, 70),
+        (0, 0),
+        (3, 70),
+    ]
+
+
 async def test_sglang(engine: Recorded, session: aiohttp.ClientSession) -> None:
     engine.load("sglang-0.5.23.json")
     engine.pages["/server_info"]["json"]["kv_events"] = {

@@ -24,7 +24,7 @@ import zmq.asyncio
 from support.ports import free_port
 from support.redis_server import BINARIES, Server
 
-from replica.publication import Publication
+from replica.publication import LoadReader, Publication
 from router.app import App
 from router.config import load_config
 from router.engines import ENGINES
@@ -159,7 +159,9 @@ class System:
                 Layout("default"), model="tiny", block_size=32, interval_s=0.1, lease_s=2,
             )  # fmt: skip
             self.publications.append(publication)
-            self.tasks.append(asyncio.create_task(publication.run(ENGINES["vllm"], self.session, engine.url)))
+            self.tasks.append(
+                asyncio.create_task(publication.run(LoadReader(ENGINES["vllm"], self.session, engine.url, 0.1)))
+            )
 
     async def start_router(self) -> None:
         overrides: dict[str, Any] = {

@@ -154,7 +154,9 @@ class Oracle:
         _need(medium is None or type(medium) is str)
         if tag == "BlockStored" and medium in TIERS:  # of a tier that is not known nothing more is looked at
             self._check_names(fields)
-        _need(fields["group_idx"] is None or type(fields["group_idx"]) is int or medium not in TIERS)
+            _need(fields["group_idx"] is None or type(fields["group_idx"]) is int)
+        if tag == "BlockRemoved":
+            _need(fields["group_idx"] is None or type(fields["group_idx"]) is int)
         if medium not in TIERS:
             return None
         fields["tier"] = TIERS[medium]

@@ -27,11 +27,15 @@ class Changes:
 
 
 class Roster:
-    """The endpoints of all sources. An id or URL belongs to the source that was first to name it."""
+    """The endpoints of all sources. An id or URL belongs to the source that was first to name it.
+
+    An engine of several data-parallel ranks, once known as such, stands in the list as one endpoint for each rank.
+    """
 
     def __init__(self) -> None:
         self._by_source: dict[str, list[Endpoint]] = {}
         self._current: dict[str, Endpoint] = {}
+        self._ranks: dict[str, tuple[int, ...]] = {}
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._current.values())
@@ -39,11 +43,32 @@ class Roster:
     def report(self, source: str, endpoints: Iterable[Endpoint]) -> Changes:
         """Take what `source` knows now; returns what changed in the whole."""
         self._by_source[source] = list(endpoints)
+        return self._merge()
+
+    def ranks(self, endpoint_id: str) -> tuple[int, ...]:
+        """The ranks by which an endpoint is listed; none while it is one endpoint."""
+        return self._ranks.get(endpoint_id, ())
+
+    def split(self, endpoint_id: str, ranks: tuple[int, ...]) -> Changes:
+        """List the endpoint that sources call `endpoint_id` by these ranks, as `ID/dpN`; none: as one again."""
+        self._ranks[endpoint_id] = ranks
+        return self._merge()
+
+    def _split(self, endpoints: Iterable[Endpoint]) -> Iterator[Endpoint]:
+        for whole in endpoints:
+            ranks = self.ranks(whole.id) if whole.rank is None else ()
+            if not ranks:
+                yield whole
+            for rank in ranks:
+                events = whole.events and whole.events.of_rank(rank - ranks[0])
+                yield replace(whole, id=f"{whole.id}/dp{rank}", rank=rank, events=events)
+
+    def _merge(self) -> Changes:
         changes = Changes()
         merged: dict[str, Endpoint] = {}
         places: dict[tuple[str, int | None], str] = {}
         for name, reported in self._by_source.items():
-            for endpoint in reported:
+            for endpoint in self._split(reported):
                 place = endpoint.url, endpoint.rank
                 owner = endpoint.id if endpoint.id in merged else places.get(place)
                 if owner is None:

@@ -36,6 +36,8 @@ class ReplicaLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     sampled: float = 0.0
     ready: bool = True
     trouble: str = ""
+    events: str = ""
+    """Why the cache is not followed at the moment; empty when it is."""
 
 
 _encoder = msgspec.json.Encoder()
