@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl as ssl_module
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+
+from router.api.admin_auth import guard
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 
@@ -15,12 +17,20 @@ class Admin:
     """Serves what the given functions return, read at each request."""
 
     def __init__(
-        self, *, metrics: Callable[[], bytes], ready: Ready, replicas: Callable[[], list[dict[str, Any]]]
+        self,
+        *,
+        metrics: Callable[[], bytes],
+        ready: Ready,
+        replicas: Callable[[], dict[str, Any]],
+        token: Callable[[], str | None],
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
+        """`token`: what changes need (see admin_auth). `routes`: what else is served here."""
         self._metrics = metrics
         self._ready = ready
         self._replicas = replicas
-        app = web.Application()
+        app = web.Application(middlewares=[guard(token)])
+        app.add_routes(routes)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/health", self._get_health)
         app.router.add_get("/ready", self._get_ready)
@@ -48,4 +58,4 @@ class Admin:
         return web.json_response(said, status=200 if able else 503)
 
     async def _get_replicas(self, request: web.Request) -> web.Response:
-        return web.json_response({"replicas": self._replicas()})
+        return web.json_response(self._replicas())
