@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from router.api import status
 from router.api.admin import Admin
-from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
 from router.api.keys import Gate
+from router.api.report import Report
 from router.api.route import Route
 from router.asking import AskedReplicas
 from router.catalog import Catalog
@@ -27,7 +27,7 @@ from router.fleet.breaker import Circuit
 from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
-from router.fleet.membership import Membership, Wishes
+from router.fleet.membership import Membership
 from router.fleet.outliers import TICK_S, OutlierPolicy, Outliers
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
@@ -38,7 +38,12 @@ from router.http.upstream import Origin, UpstreamPool
 from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
 from router.index.redis.connect import connect
+from router.observe.digest import Digester
 from router.observe.metrics import Metrics, Sample
+from router.observe.observer import Observer
+from router.observe.past import GONE, Past, Standing
+from router.observe.recent import Recent
+from router.observe.sessions import Sessions
 from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.engine_ids import AskedIds
 from router.prompt.stage import PromptStage
@@ -94,6 +99,15 @@ class App:
             session=lambda: self.credentials.session(),
         )
         self.metrics = Metrics(self._samples)
+        past = Past(self._standing)
+        self.index.on_evicted = past.dropped
+        self.observer = Observer(
+            self.metrics,
+            Sessions(Digester(keep_text=config.observe.break_text), config.observe.sessions_mb << 20),
+            past,
+            rate=lambda replica: None,
+            recent=Recent(config.observe.recent_requests),
+        )
         self.prober = Prober(
             self._joined,
             interval_s=config.health.interval_s,
@@ -133,6 +147,7 @@ class App:
             origin_of=lambda replica: self._origins[replica.id],
             outliers=self.outliers,
             answered=self.trust.answered,
+            observer=self.observer,
             send_token_ids=config.prompt.send_token_ids,
         )
         api = Api(
@@ -157,9 +172,8 @@ class App:
         self.admin = Admin(
             metrics=self.metrics.page,
             ready=self.ready,
-            replicas=lambda: {"replicas": self._replicas(), "removed": self.membership.removed()},
-            token=lambda: self.credentials.admin_token,
-            routes=ReplicaAdmin(Wishes(), self._view, self.membership.wish).routes(),
+            replicas=lambda: status.replicas(self.fleet, self.feeds.status()),
+            routes=Report(self.observer).routes(),
         )
         self.admin_port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -172,8 +186,7 @@ class App:
                 config.admin.host, config.admin.port, ssl=self.credentials.admin_tls
             )
         self.membership.report("configuration", configured(config))
-        self.membership.start()
-        await self.membership.follow(make_sources(config.discovery))
+        self.membership.start(make_sources(config.discovery))
         if self.feeds.shared is not None:
             self.feeds.shared.start()
         self._tasks = [
@@ -229,12 +242,6 @@ class App:
             troubles += self.feeds.shared.degraded()
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
 
-    def _replicas(self) -> list[dict[str, Any]]:
-        return status.replicas(self.fleet, self.feeds.status(), self.membership.sources)
-
-    async def _view(self) -> list[dict[str, Any]]:
-        return self._replicas()
-
     def _shared(self, config: Config) -> SharedIndex:
         settings = config.redis
         store = connect(
@@ -273,6 +280,13 @@ class App:
             if other.info is not None and other.info.models[0] == model:
                 await self.feeds.follow(other, model, block_size)
         self.trust.watch(replica)
+
+    def _standing(self, entry: str) -> Standing:
+        """How a replica's cache, known by its entry in the index, is now."""
+        replica = self.fleet.get(entry.partition("\0")[0])
+        if replica is None or replica.health is not Health.UP:
+            return GONE
+        return Standing(False, bool(replica.distrust), *self.feeds.history(entry))
 
     async def _sweep(self) -> None:
         while True:

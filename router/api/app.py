@@ -20,6 +20,7 @@ from router.http.message import Request
 from router.http.response import Response
 from router.observe.metrics import Metrics
 from router.prompt.requests import ApiRequest, BadRequest, Endpoint, endpoint_of, parse_request
+from router.prompt.stage import Took
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
@@ -62,7 +63,10 @@ class Api:
                 return
             if endpoint is not Endpoint.OTHER and request.method != "POST":
                 raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
-            await self._admitted(request, response, parse_request(path, request.body), grant)
+            took = Took()
+            parsed = parse_request(path, request.body)
+            took.lap("parse")
+            await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:
             self._refuse(response, endpoint, ApiError(bad.status, bad.message, param=bad.param, code=bad.code))
         except ApiError as error:
@@ -72,12 +76,14 @@ class Api:
         response.send(error.status, *errors.answer(error, response.errors))
         self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
 
-    async def _admitted(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant) -> None:
+    async def _admitted(
+        self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant
+    ) -> None:
         grant.begin(parsed.model)
         try:
             if self._gate.salted:
                 parsed = salt(request, parsed, grant)
-            await self._route(request, response, parsed, grant)
+            await self._route(request, response, parsed, took, grant)
         finally:
             grant.end()
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
-
-import msgspec
+from random import getrandbits
+from typing import Any
 
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
@@ -24,21 +23,21 @@ from router.http.response import Response
 from router.http.upstream import Origin
 from router.index.types import Match
 from router.observe.metrics import Metrics
+from router.observe.observer import Dispatch, Observer, Seen
 from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.requests import ApiRequest, Endpoint
-from router.prompt.stage import Prompt, PromptStage, UnknownModel
+from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel
 from router.prompt.vocabulary import check_ids
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Attempt, Outcome, Target
 from router.routing.ramp import ramped
 from router.routing.types import Ask, Candidate, Decision, Policy
 
-access_log = logging.getLogger("router.access")
-
 NEEDS_MODEL = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
 )
 GENERATING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 NO_PROMPT = Prompt(tokens=0, chain=[], block_size=1, exact=True)
 
 
@@ -70,6 +69,7 @@ class Route:
         origin_of: Callable[[Replica], Origin],
         outliers: Outliers,
         answered: Callable[[Replica, Prompt, Match, Outcome], None],
+        observer: Observer,
         send_token_ids: bool = False,
     ) -> None:
         self.fleet = fleet
@@ -81,15 +81,32 @@ class Route:
         self.origin_of = origin_of
         self.outliers = outliers
         self.answered = answered
+        self.observer = observer
         self.send_token_ids = send_token_ids
         self._session_header = session_header
 
-    async def __call__(self, request: Request, response: Response, parsed: ApiRequest, grant: Grant = OPEN) -> None:
-        """Route and answer one request. Raises ApiError for one that no replica can serve, or its key doesn't cover."""
-        began = perf_counter()
+    async def __call__(
+        self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant = OPEN
+    ) -> None:
+        """Route and answer one request. Raises ApiError for one that no replica can serve, or its key doesn't cover.
+
+        `took`: the time of each stage so far.
+        """
         replicas = self._able(parsed)
         assert replicas[0].info is not None
         check_ids(parsed, self.prompts.ids(parsed.model or replicas[0].info.models[0]))
+        known = await self._know(parsed, replicas, took)
+        grant.charge(max(each.prompt.tokens for each in known.values()))
+        routed = _Routed(self, request, parsed, replicas, known, grant, took)
+        took.lap("decide")
+        outcome = await self.forwarder.forward(request, response, routed)
+        told = outcome.usage
+        # Of a stream without usage each event counts as one completion token.
+        used = outcome.events if told is None or told.completion_tokens is None else told.completion_tokens
+        grant.settle(None if told is None else told.prompt_tokens, used)
+        self._note(parsed, routed, outcome)
+
+    async def _know(self, parsed: ApiRequest, replicas: list[Replica], took: Took) -> dict[str, _Known]:
         known: dict[str, _Known] = {}
         for info in {r.info.kind: r.info for r in replicas if r.info is not None}.values():
             prompt = NO_PROMPT
@@ -97,23 +114,13 @@ class Route:
                 # A native /generate names no model: the engine has one.
                 named = parsed if parsed.model is not None else replace(parsed, model=info.models[0])
                 try:
-                    prompt = await self.prompts.prepare(named, engine=info.kind)
+                    prompt = await self.prompts.prepare(named, engine=info.kind, took=took)
                 except UnknownModel:  # a replica has just come back with a model that is still being loaded
                     message = f"The model `{named.model}` is being loaded; try again shortly."
                     raise ApiError(503, message, param="model", code="model_loading", retry_after_s=1) from None
             known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
-        prepared = perf_counter()
-        grant.charge(max(each.prompt.tokens for each in known.values()))
-        routed = _Routed(self, request, parsed, replicas, known, grant)
-        decided = perf_counter()
-        self.metrics.stage.labels("prompt").observe(prepared - began)
-        self.metrics.stage.labels("route").observe(decided - prepared)
-        outcome = await self.forwarder.forward(request, response, routed)
-        told = outcome.usage
-        # Of a stream without usage each event counts as one completion token.
-        used = outcome.events if told is None or told.completion_tokens is None else told.completion_tokens
-        grant.settle(None if told is None else told.prompt_tokens, used)
-        self._note(parsed, routed, outcome)
+            took.lap("lookup")
+        return known
 
     def session_of(self, request: Request, parsed: ApiRequest) -> str | None:
         """The session a request says it belongs to: header first, then the body's fields."""
@@ -153,8 +160,13 @@ class Route:
                 metrics.engine_cached_tokens.labels(replica).inc(usage.cached_tokens)
             if outcome.error is None and outcome.status == 200 and parsed.endpoint in GENERATING:
                 self.answered(*routed.expected(replica), outcome)
-        if access_log.isEnabledFor(logging.INFO):
-            access_log.info("%s", routed.summary(outcome).decode())
+        self.observer.done(routed.seen or routed.unsent(), outcome, outcome.status or 499)
+
+
+def request_id(request: Request) -> str:
+    """The client's x-request-id where it is one that can be looked up, else one made here."""
+    given = request.header(b"x-request-id") or b""
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else f"{getrandbits(64):016x}"
 
 
 class _Routed:
@@ -172,6 +184,9 @@ class _Routed:
         "_request",
         "_route",
         "_ticket",
+        "_took",
+        "request_id",
+        "seen",
     )
 
     def __init__(
@@ -182,7 +197,11 @@ class _Routed:
         replicas: list[Replica],
         known: Mapping[str, _Known],
         grant: Grant,
+        took: Took,
     ) -> None:
+        self.request_id = request_id(request)
+        self.seen: Seen | None = None
+        self._took = took
         self._route = route
         self._grant = grant
         self._request = request
@@ -262,6 +281,8 @@ class _Routed:
                 (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),
                 (b"x-prefix-router-tokens", tokens.encode()),
             ]
+        if self.seen is not None:
+            receipt += self.seen.headers()
         return self._grant.visible(receipt)
 
     def on_send(self, target: Target) -> None:
@@ -274,11 +295,62 @@ class _Routed:
         self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
         route.fleet.chosen(replica)
         route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
+        dispatch = self._dispatch(replica)
+        if self.seen is None:
+            self._took.lap("decide")
+            self.seen = route.observer.sent(dispatch)
+            self._took.lap("observe")
+        else:
+            self.seen.moved(dispatch)
         route.metrics.decisions.labels(target.id, self._reason).inc()
         route.metrics.prompt_tokens.labels(target.id).inc(prompt.tokens)
         route.metrics.matched_tokens.labels(target.id).inc(matched)
         if not prompt.exact and prompt.reason:
             route.metrics.approximate.labels(prompt.reason).inc()
+
+    def _dispatch(self, replica: Replica) -> Dispatch:
+        route, prompt = self._route, self._prompt(replica).prompt
+        held = self._held(replica)[0]
+        best = max(self._matched(candidate.replica) for candidate in self._candidates.values())
+        return Dispatch(
+            request=self._parsed,
+            path=self._request.path,
+            request_id=self.request_id,
+            tenant=self._grant.tenant,
+            model=route.fleet.canonical_model(self._parsed.model or ""),
+            prompt=prompt,
+            replica=replica,
+            entry=route.feeds.entry(replica, prompt.exact),
+            reason=self._reason,
+            matched=self._matched(replica),
+            confirmed=(held.blocks - held.predicted) * prompt.block_size,
+            best=best,
+            followed=route.feeds.followed(replica, prompt.exact),
+            candidates=self._told,
+            session=route.session_of(self._request, self._parsed),
+            named=route.session_of(self._request, self._parsed) is not None,
+            seconds=self._took.seconds,
+        )
+
+    def unsent(self) -> Seen:
+        """For a request that no replica was left to try for."""
+        return self._route.observer.unsent(self._dispatch(self._decision.order[0].replica))
+
+    def _told(self) -> list[dict[str, Any]]:
+        """The candidates in the order of the decision, as they were then."""
+        told = []
+        for place, candidate in enumerate(self._decision.order):
+            match, size = self._held(candidate.replica)[0], self._prompt(candidate.replica).prompt.block_size
+            told.append(
+                {
+                    "replica": candidate.replica.id,
+                    "matched_tokens": self._matched(candidate.replica),
+                    "predicted_tokens": match.predicted * size,
+                    "lower_tier_tokens": match.lower * size,
+                    "cost": None if self._decision.costs is None else self._decision.costs[place],
+                }
+            )
+        return told
 
     def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
         """The prompt is prefilled."""
@@ -298,25 +370,3 @@ class _Routed:
         replica = self._candidates[target.id].replica
         full = attempt.status == target.overload
         self._judge.ended(replica, attempt.error, attempt.status, attempt.message, full=full)
-
-    def summary(self, outcome: Outcome) -> bytes:
-        """The access log's line: everything but the text."""
-        replica = None if outcome.target_id is None else self._candidates[outcome.target_id].replica
-        prompt = next(iter(self._known.values())).prompt if replica is None else self._prompt(replica).prompt
-        return msgspec.json.encode(
-            {
-                "path": self._request.path,
-                "model": self._parsed.model,
-                "status": outcome.status,
-                "replica": outcome.target_id,
-                "reason": self._reason,
-                "prompt_tokens": prompt.tokens,
-                "matched_tokens": None if replica is None else self._matched(replica),
-                "cached_tokens": outcome.usage.cached_tokens if outcome.usage else None,
-                "exact": prompt.exact,
-                "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
-                "total_ms": round(outcome.total_s * 1000, 2),
-                "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
-                "error": outcome.error,
-            }
-        )

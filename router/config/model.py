@@ -389,6 +389,16 @@ class Health(Section):
     ] = 30.0
 
 
+class Observe(Section):
+    """What is remembered of requests and sessions, for reports and the dashboard (docs/observability.md)."""
+
+    recent_requests: Annotated[Count, _d("Requests whose records are kept for /requests; about 3 kB each.")] = 2000
+    sessions_mb: Annotated[Count, _d("Memory for session records; the longest unused are forgotten.")] = 64
+    break_text: Annotated[
+        bool, _d("Show real text at prefix breaks, not only its shape (aaa 000): keeps beginnings of texts in memory.")
+    ] = False
+
+
 class Shutdown(Section):
     """Stopping."""
 
@@ -419,4 +429,5 @@ class Config(Section):
     limits: Limits = field(default_factory=Limits)
     health: Health = field(default_factory=Health)
     shutdown: Shutdown = field(default_factory=Shutdown)
+    observe: Observe = field(default_factory=Observe)
     log: Log = field(default_factory=Log)

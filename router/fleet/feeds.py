@@ -100,6 +100,8 @@ class Feeds:
     async def unfollow(self, replica_id: str) -> None:
         """Stop following a replica and forget what it holds."""
         source = self._sources.pop(replica_id, None)
+        for entry in (replica_id, _shadow_id(replica_id)):
+            self.index.clears.pop(entry, None)
         if source is not None:
             await self._stop(source)
         if self._owns_slots:
@@ -120,6 +122,23 @@ class Feeds:
         if self.shared is not None and (source := self._sources.get(replica.id)) is not None:
             replica.feed, replica.feed_reason = self.shared.feed(replica, source.block_size)
         return matches.get(_entry(replica, exact), NOTHING)
+
+    def entry(self, replica: Replica, exact: bool) -> str:
+        """The index's entry that speaks for `replica`: its own, fed by its events, or its shadow's."""
+        return _entry(replica, exact)
+
+    def followed(self, replica: Replica, exact: bool) -> bool:
+        """Whether the replica's events say what it holds of such a prompt."""
+        return _followed(replica, exact)
+
+    def history(self, entry: str) -> tuple[int, int, int]:
+        """(times all that an entry held was forgotten, of them for a restart, of them because events were lost)."""
+        clears = self.index.clears[entry]
+        source = self._sources.get(entry)
+        if source is None or source.subscriber is None:
+            return clears, clears, 0
+        status = source.subscriber.status
+        return clears, status.restarts, status.clears - status.restarts
 
     def expect(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
         """A prompt was just sent to `replica`: for a short while it counts as held there."""

@@ -33,6 +33,8 @@ class FeedStatus:
     replays: int = 0
     replay_timeouts: int = 0
     clears: int = 0
+    restarts: int = 0
+    """Of the clears, those because the engine restarted."""
     batches: int = 0
     malformed: int = 0
     unknown: int = 0

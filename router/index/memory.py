@@ -19,7 +19,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from router.index.overlay import PredictedOverlay
 from router.index.types import Delta, Match, Tier
@@ -50,6 +51,10 @@ class MemoryIndex:
         self.overlay = overlay
         self.blocks_refused = 0
         self.deltas_dropped = 0
+        self.on_evicted: Callable[[str, Sequence[int]], None] | None = None
+        """Told of the blocks that a delta drops, by those who keep a memory of them; must not block."""
+        self.clears: Counter[str] = Counter()
+        """Replica id -> times everything it held was forgotten."""
         shards = 1 << max(0, min(12, (max_blocks // _KEYS_PER_SHARD).bit_length()))
         self._tables = [_Table(shards) for _ in Tier]
         self._slots: dict[str, int] = {}
@@ -106,6 +111,7 @@ class MemoryIndex:
     def clear_replica(self, replica_id: str) -> None:
         """Forget a replica's blocks, predicted ones too: it moves to another slot, the old one is swept later."""
         if replica_id in self._slots:
+            self.clears[replica_id] += 1
             self.remove_replica(replica_id)
             self.add_replica(replica_id)
 
@@ -125,6 +131,8 @@ class MemoryIndex:
         slot = self._slots[replica_id]
         for tier, keys in delta.dropped.items():
             self._drop(self._tables[tier], slot, keys)
+            if self.on_evicted is not None:
+                self.on_evicted(replica_id, keys)
         for tier, keys in delta.stored.items():
             self._store(self._tables[tier], slot, keys)
 

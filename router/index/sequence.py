@@ -23,6 +23,8 @@ from typing import TypeAlias
 
 import xxhash
 
+RESTARTED = "the engine restarted"
+
 
 @dataclass(slots=True, frozen=True)
 class Apply:
@@ -41,9 +43,13 @@ class RequestReplay:
 
 @dataclass(slots=True, frozen=True)
 class Clear:
-    """Drop everything known of this rank."""
+    """Drop everything known of this rank. `restarted`: because the engine did, not because batches are missing."""
 
     reason: str
+
+    @property
+    def restarted(self) -> bool:
+        return self.reason.endswith(RESTARTED)
 
 
 Action: TypeAlias = Apply | RequestReplay | Clear
@@ -97,7 +103,7 @@ class Sequencer:
         if seq <= self.last:
             if self._digests.get(seq) == xxhash.xxh3_64_intdigest(payload):
                 return []
-            actions = self._forget("sequence went back: the engine restarted")
+            actions = self._forget(f"sequence went back: {RESTARTED}")
         else:
             self.gaps += 1
             if self.can_replay:
@@ -118,7 +124,7 @@ class Sequencer:
             if seq == self.last:
                 if self._digests.get(seq) == xxhash.xxh3_64_intdigest(payload):
                     return []
-                return self._forget("another batch under the last number seen: the engine restarted") + self._replay()
+                return self._forget(f"another batch under the last number seen: {RESTARTED}") + self._replay()
             return [*self._forget("the replay no longer reaches back to the last batch seen"), self._take(seq, payload)]
         if seq == self.last + 1 or self.last < 0:
             return [self._take(seq, payload)]
@@ -131,7 +137,7 @@ class Sequencer:
         if not self.replaying:
             return []
         if self._verify:  # the publisher does not have the last batch seen: it is behind it, so it is another one
-            return self._forget("the replay does not have the last batch seen: the engine restarted") + self._replay()
+            return self._forget(f"the replay does not have the last batch seen: {RESTARTED}") + self._replay()
         self.replaying = False
         return self._release(again=self._progress)
 

@@ -171,6 +171,7 @@ class EventSubscriber:
         elif isinstance(action, RequestReplay):
             self._request_replay(action.start)
         elif isinstance(action, Clear):
+            self._intake.status.restarts += action.restarted
             self._intake.clear(action.reason)
 
     def _request_replay(self, start: int) -> None:

@@ -66,18 +66,16 @@ class ToolPrint:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What is kept of a request. `system`: text outside the messages (Anthropic, Responses), as a message."""
+    """What is kept of a request. `system`: text outside the messages (Anthropic, Responses), as a message.
+
+    `size`: bytes of memory, about; what sessions share is counted in each.
+    """
 
     arguments: Mapping[str, int] = field(default_factory=dict)
     tools: tuple[ToolPrint, ...] = ()
     system: MessagePrint | None = None
     messages: tuple[MessagePrint, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory, about; what sessions share is counted in each."""
-        parts = [*self.messages, *([self.system] if self.system else [])]
-        return 400 + sum(part.size for part in parts) + sum(150 + tool.text.size for tool in self.tools)
+    size: int = 0
 
 
 class Digester:
@@ -101,14 +99,14 @@ class Digester:
         if before is not None:
             same = max(0, len(before.messages) - 4)
             fresh = tuple(self.message(message) for message in messages[same:])
-            return Digest(before.arguments, before.tools, before.system, before.messages[:same] + fresh)
-        system = system_of(request)
-        return Digest(
-            arguments_of(request),
-            tuple(_tool(tool) for tool in tools_of(request)),
-            None if system is None else self.message(system),
-            tuple(self.message(message) for message in messages),
-        )
+            size = before.size + sum(each.size for each in fresh[len(before.messages) - same :])
+            return Digest(before.arguments, before.tools, before.system, before.messages[:same] + fresh, size)
+        outside = system_of(request)
+        system = None if outside is None else self.message(outside)
+        tools = tuple(_tool(tool) for tool in tools_of(request))
+        prints = tuple(self.message(message) for message in messages)
+        size = 400 + sum(each.size for each in prints) + sum(150 + tool.text.size for tool in tools)
+        return Digest(arguments_of(request), tools, system, prints, size + (system.size if system is not None else 0))
 
     def message(self, message: Mapping[str, Any]) -> MessagePrint:
         """One message's print; computed once for a message that requests share."""

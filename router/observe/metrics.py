@@ -42,6 +42,16 @@ class Metrics:
         self.engine_cached_tokens = counter(
             "engine_cached_tokens", "Prompt tokens the engine said it had cached.", "replica"
         )
+        self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.")
+        self.computed_tokens = counter(
+            "computed_tokens",
+            "Prompt tokens computed, by cause: new, mutated, evicted, spilled, replica_gone, index_stale, "
+            "token_mismatch, unknown.",
+            "cause",
+        )
+        self.causes = counter("request_causes", "Answered requests by the main cause of computed tokens.", "cause")
+        self.breaks = counter("prefix_breaks", "Steps that do not extend their session's last one, by class.", "class")
+        self.break_tokens = counter("prefix_break_tokens", "Prompt tokens lost to prefix breaks, by class.", "class")
         self.approximate = counter("approximate_prompts", "Prompts matched by approximate keys.", "reason")
         self.retries = counter("retries", "Requests tried again on another replica.", "reason")
         self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.")
@@ -62,7 +72,7 @@ class Metrics:
         )
         self.stage = Histogram(
             "prefix_router_stage_seconds",
-            "Time the router itself took, by stage (prompt: parse, render, tokenize, hash; route: look up, decide).",
+            "Time the router itself took, by stage: parse, render, tokenize, hash, lookup, decide, observe, connect.",
             ("stage",),
             buckets=STAGE_SECONDS,
             registry=registry,

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 from router.blocks import TOKEN_BYTES, root
@@ -90,6 +91,22 @@ class EngineIds(Protocol):
     async def __call__(self, request: ApiRequest, spec: ModelSpec, engine: str, reason: str) -> bytes | None: ...
 
 
+class Took:
+    """Seconds that each stage of a request took, by name; waiting for the loop counts with the stage it interrupts."""
+
+    __slots__ = ("_since", "seconds")
+
+    def __init__(self) -> None:
+        self._since = perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was this stage's."""
+        now = perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+
 class PromptStage:
     """Prepares prompts. One per event loop; bounded by its caches' sizes."""
 
@@ -129,31 +146,40 @@ class PromptStage:
         spec = self._models.get(model or self._default_model or "")
         return None if spec is None or spec.model is None else spec.model.ids
 
-    async def prepare(self, request: ApiRequest, *, engine: str = "vllm", tenant: str = "") -> Prompt:
+    async def prepare(
+        self, request: ApiRequest, *, engine: str = "vllm", tenant: str = "", took: Took | None = None
+    ) -> Prompt:
         """Ids and chain as an engine of this kind ("vllm", "sglang", "tgi") will have them.
 
         What can't be reproduced gets approximate keys, with the reason. Of a list of prompts the first one's chain is
-        given: engines cache each on its own, and replicas are chosen for the whole request. Raises UnknownModel.
+        given: engines cache each on its own, and replicas are chosen for the whole request. `took` gets the time of
+        each stage. Raises UnknownModel.
         """
+        took = Took() if took is None else took
         spec = self.spec(request.model)
         spec = spec.by_engine.get(engine, spec)
         if request.size > _LONG_BYTES:
             await asyncio.sleep(0)
         start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)
         try:
-            first, tokens, reason = await self._ids(request, spec, engine)
+            first, tokens, reason = await self._ids(request, spec, engine, took)
         except Inexact as inexact:
-            return await self._fallback(request, spec, start, engine, inexact.reason)
+            return await self._fallback(request, spec, start, engine, inexact.reason, took)
         chain = await self._chain(start, first, spec.block_size)
+        took.lap("hash")
         return Prompt(tokens, chain, spec.block_size, reason is None, reason, first)
 
-    async def _ids(self, request: ApiRequest, spec: ModelSpec, engine: str) -> tuple[bytes, int, str | None]:
+    async def _ids(
+        self, request: ApiRequest, spec: ModelSpec, engine: str, took: Took
+    ) -> tuple[bytes, int, str | None]:
         if spec.inexact is not None:
             raise Inexact(spec.inexact)
         try:
             plan = parts_of(request, spec, engine)
         except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
             raise Inexact("malformed-request") from None  # the engine will say what is wrong with it
+        finally:
+            took.lap("render")
         first = b""
         tokens = 0
         for position, prompt in enumerate(plan.prompts):
@@ -163,6 +189,7 @@ class PromptStage:
             ids = plan.cut(b"".join(packed))
             tokens += len(ids) // TOKEN_BYTES
             first = ids if position == 0 else first
+        took.lap("tokenize")
         return first, tokens, plan.reason
 
     async def _encode(self, part: Part, spec: ModelSpec) -> bytes:
@@ -187,15 +214,20 @@ class PromptStage:
             await asyncio.sleep(0)
         return hashes
 
-    async def _fallback(self, request: ApiRequest, spec: ModelSpec, start: int, engine: str, reason: str) -> Prompt:
+    async def _fallback(
+        self, request: ApiRequest, spec: ModelSpec, start: int, engine: str, reason: str, took: Took
+    ) -> Prompt:
         if self._engine_ids is not None:
             ids = await self._engine_ids(request, spec, engine, reason)
+            took.lap("tokenize")
             if ids is not None:
                 chain = await self._chain(start, ids, spec.block_size)
+                took.lap("hash")
                 return Prompt(len(ids) // TOKEN_BYTES, chain, spec.block_size, True, None, ids)
         try:
             text = canonical_text(request)
         except RecursionError:  # nested deeper than text can be taken from: routed by load
             text = b""
         chain = await self._chain(approximate_root(start), text, spec.block_size)
+        took.lap("hash")
         return Prompt(len(text) // TOKEN_BYTES, chain, spec.block_size, False, reason)

@@ -65,6 +65,25 @@ def test_injected_breaks_are_found(name: str, capsys: pytest.CaptureFixture[str]
         assert tally["in reach"] >= 0.99 * tally["placed"]
 
 
+@pytest.mark.parametrize("name", [name for name in MUTATIONS if name not in ("re-ordered keys", "template arguments")])
+def test_injected_breaks_are_found_in_anthropic_messages(name: str) -> None:
+    """System text stands outside the messages there, and tool results are user messages' blocks."""
+    rng = random.Random(name)
+    tally: Counter[bool] = Counter()
+    while tally.total() < 100:
+        session = rng.choice(SESSIONS)
+        step = rng.randrange(len(session["steps"]) - 1)
+        before, after = body(session, step), body(session, step + 1)
+        expected = MUTATIONS[name](rng, before, after)
+        if expected is None:
+            continue
+        system = before["messages"][0]["role"] == "system"
+        place = None if expected.message is None or (system and not expected.message) else expected.message - system
+        found = related(MESSAGES, anthropic(before), anthropic(after)).broken
+        tally[found is not None and (found.kind, found.message) == (expected.kind, place)] += 1
+    assert tally[True] >= 99
+
+
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 def test_no_false_breaks(path: str) -> None:
     """Steps, retries, going back, new answers, branches: in no session is any of them a break."""

@@ -1,0 +1,135 @@
+"""Why prompt tokens were computed though they, or a part of them, might have been reused. Pure.
+
+A prompt's tokens from `cached` on were computed. Each has one cause, found from where it lies:
+
+    0 ......... cached ......... matched ......... best ......... known ......... hittable
+    reused      |  the chosen    |  another         |  computed      |  never seen by this router: `new`, or `mutated`
+                |  replica was   |  replica holds   |  once, held    |  where the session's last step had other tokens
+                |  thought to    |  it: `spilled`   |  by nobody     |  and a change by the client is why they are lost
+                |  hold it       |  (see below)     |  now           |
+
+| cause | tokens |
+|---|---|
+| `new` | not computed before, as far as the router knows |
+| `mutated` | in the place of tokens that the session's last step had: the client changed what came before |
+| `evicted` | the replica had them and dropped them to make room, or was told to |
+| `spilled` | another replica holds them; this one was chosen (load, policy) |
+| `replica_gone` | they were on a replica that left, restarted, or failed this request |
+| `index_stale` | the index was wrong: events were lost, a prediction did not come true, a modelled cache differed |
+| `token_mismatch` | the replica's token ids are not the router's |
+| `unknown` | none of these can be shown |
+
+The order `cached <= matched <= best <= known` need not hold; a part that is empty has no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why a token was computed."""
+
+    NEW = "new"
+    MUTATED = "mutated"
+    EVICTED = "evicted"
+    SPILLED = "spilled"
+    GONE = "replica_gone"
+    STALE = "index_stale"
+    MISMATCH = "token_mismatch"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one answered request. Counts are prompt tokens.
+
+    `prompt`: all; `hittable`: the most an engine can reuse. `cached`: what the engine says it reused, None if it says
+    nothing. `matched`: what the chosen replica was thought to hold; `confirmed`: of it, what events had confirmed.
+    `best`: the most any replica was thought to hold. `known`: the most that was computed before, anywhere.
+    `mutated_from`, `mutated_to`: the part whose tokens differ from the session's last step because of a prefix break.
+    `block`: tokens a block. `exact`: the router's token ids are the engine's. `engine_prompt`: prompt tokens by the
+    engine's count. `tried`: an earlier try of this request failed on the replica that holds the most.
+    `lost_on`: why what `known` counts is held by nobody: the cause, if it can be told. `dropped`: the first block that
+    was expected and missed is known to be evicted. `renewed`: since the decision the chosen replica restarted.
+    `followed`: the chosen replica's events say what it holds; else its cache is modelled.
+    """
+
+    prompt: int
+    hittable: int
+    matched: int
+    best: int
+    known: int
+    cached: int | None = None
+    confirmed: int | None = None
+    mutated_from: int = 0
+    mutated_to: int = 0
+    block: int = 16
+    exact: bool = True
+    engine_prompt: int | None = None
+    distrusted: bool = False
+    tried: bool = False
+    lost_on: Cause | None = None
+    dropped: bool = False
+    renewed: bool = False
+    followed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """`reused` tokens, and the computed ones by cause; `cause`: the one with most tokens, `new` only if alone.
+
+    `assumed`: the engine did not say what it reused; the prediction is taken for it.
+    """
+
+    cause: Cause
+    reused: int
+    tokens: Mapping[Cause, int] = field(default_factory=dict)
+    assumed: bool = False
+
+
+def attribute(facts: Facts) -> Attribution:
+    """The causes of one request's computed tokens; they add up to the prompt less what was reused."""
+    assumed = facts.cached is None
+    reused = min(facts.matched if facts.cached is None else facts.cached, facts.prompt)
+    tokens: dict[Cause, int] = {}
+    end = max(reused, facts.hittable)
+    _put(tokens, Cause.NEW, facts.prompt - end)  # no engine reuses a prompt's last tokens
+    mismatch = facts.distrusted or (
+        facts.exact and facts.engine_prompt is not None and facts.engine_prompt != facts.prompt
+    )
+    at = reused
+    for until, cause in (
+        (facts.matched, Cause.MISMATCH if mismatch else _unkept(facts)),
+        (facts.best, Cause.MISMATCH if mismatch else Cause.GONE if facts.tried else Cause.SPILLED),
+        (facts.known, Cause.MISMATCH if mismatch else facts.lost_on or Cause.UNKNOWN),
+        (facts.mutated_from, Cause.NEW),
+        (facts.mutated_to, Cause.MUTATED),
+        (end, Cause.NEW),
+    ):
+        until = min(until, end)
+        if until > at:
+            _put(tokens, cause, until - at)
+            at = until
+    # Less than a block is no miss: engines round down to whole blocks of their own, and the router's may be larger.
+    notable = {cause: count for cause, count in tokens.items() if cause is not Cause.NEW and count >= facts.block}
+    cause = max(notable, key=lambda each: notable[each]) if notable else Cause.NEW
+    return Attribution(cause, reused, tokens, assumed)
+
+
+def _unkept(facts: Facts) -> Cause:
+    """Why the chosen replica did not have what it was thought to hold."""
+    if facts.renewed:
+        return Cause.GONE
+    if not facts.followed:
+        return Cause.STALE
+    if facts.dropped:
+        return Cause.EVICTED
+    return Cause.STALE
+
+
+def _put(tokens: dict[Cause, int], cause: Cause, count: int) -> None:
+    if count > 0:
+        tokens[cause] = tokens.get(cause, 0) + count

@@ -1,0 +1,288 @@
+"""What is learnt from each request: its session, its breaks, why tokens were computed; told to everyone who looks.
+
+seen = observer.sent(dispatch)      at the first dispatch: the session's step and the break, if there is one
+seen.moved(dispatch)                at each further one, on another replica
+observer.done(seen, ...)            once, when it is over: attribution, metrics, record, access log
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from router.fleet.replica import Replica
+from router.http.errors import Headers
+from router.observe.attribution import Attribution, Cause, Facts, attribute
+from router.observe.breaks import Break, BreakClass
+from router.observe.hot import HotPrefixes
+from router.observe.metrics import Metrics
+from router.observe.past import Past
+from router.observe.recent import Recent, Timeline
+from router.observe.sessions import Asked, Session, Sessions, Step
+from router.prompt.requests import ApiRequest, Endpoint
+from router.prompt.stage import Prompt
+from router.proxy.plan import Outcome
+
+access_log = logging.getLogger("router.access")
+log = logging.getLogger("router.breaks")
+
+WITH_SESSIONS = frozenset(
+    {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE}
+)
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """A request on its way to a replica. Token counts.
+
+    `entry`: the index's entry that speaks for the replica. `matched`: what it was thought to hold, of which `confirmed`
+    by events; `best`: the most that any candidate was. `candidates`: for explanations, made when asked for.
+    `session`, `named`, `parent`, `fresh`: as in sessions.Asked.
+    """
+
+    request: ApiRequest
+    path: str
+    request_id: str
+    tenant: str
+    model: str
+    prompt: Prompt
+    replica: Replica
+    entry: str
+    reason: str
+    matched: int
+    confirmed: int
+    best: int
+    followed: bool
+    candidates: Callable[[], Sequence[dict[str, Any]]]
+    session: str | None = None
+    named: bool = False
+    parent: str | None = None
+    fresh: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Seen:
+    """One request under way, and what was known when it was sent."""
+
+    dispatch: Dispatch
+    session: Session | None
+    step: Step | None
+    known: int
+    lost_on: Cause | None
+    restarts: int
+    at: float
+    tries: int = 1
+
+    @property
+    def broken(self) -> Break | None:
+        """The prefix break that this request is, if it is one."""
+        found = None if self.step is None else self.step.broken
+        return None if found is None or found.kind is BreakClass.NEW else found
+
+    def headers(self) -> Headers:
+        """The receipt's part about the request itself."""
+        told = [(b"x-prefix-router-request", self.dispatch.request_id.encode("latin-1"))]
+        if self.session is not None and self.step is not None:
+            told.append((b"x-prefix-router-session", b"%b; step=%d" % (self.session.id.encode(), self.step.number)))
+        if self.broken is not None:
+            told.append((b"x-prefix-router-break", self.broken.header().encode("ascii")))
+        return told
+
+    def moved(self, dispatch: Dispatch) -> None:
+        """Tried again, on another replica."""
+        self.dispatch = dispatch
+        self.tries += 1
+
+
+class Observer:
+    """`rate`: prompt tokens a second that a replica computes, None if not known; for estimates of time saved."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        sessions: Sessions,
+        past: Past,
+        *,
+        rate: Callable[[Replica], float | None],
+        recent: Recent | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.metrics = metrics
+        self.sessions = sessions
+        self.past = past
+        self.recent = recent or Recent()
+        self.timeline = Timeline(clock)
+        self.hot = HotPrefixes()
+        self._rate = rate
+        self._clock = clock
+
+    def sent(self, dispatch: Dispatch) -> Seen:
+        """The request's first dispatch."""
+        prompt, chain = dispatch.prompt, dispatch.prompt.chain
+        session: Session | None = None
+        step: Step | None = None
+        known, lost_on = 0, None
+        if chain and dispatch.request.endpoint in WITH_SESSIONS:
+            session, step = self.sessions.step(
+                Asked(
+                    dispatch.request,
+                    dispatch.request_id,
+                    dispatch.tenant,
+                    dispatch.model,
+                    dispatch.session or f"r-{dispatch.request_id}",
+                    dispatch.named,
+                    chain,
+                    prompt.tokens,
+                    prompt.block_size,
+                    dispatch.parent,
+                    dispatch.fresh,
+                )
+            )
+        if chain:
+            size = prompt.block_size
+            seen = self.past.known(chain)
+            known = max(seen * size, step.resent if step is not None else 0)
+            lost_on = self.past.lost(chain, dispatch.best // size, seen)
+            self.past.sent(dispatch.entry, chain)
+            self.hot.note(dispatch.model, chain, size)
+        restarts = self.past.standing(dispatch.entry).restarts
+        return Seen(dispatch, session, step, known, lost_on, restarts, self._clock())
+
+    def unsent(self, dispatch: Dispatch) -> Seen:
+        """A request that was never sent: no step of a session."""
+        return Seen(dispatch, None, None, 0, None, 0, self._clock(), 0)
+
+    def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
+        """The request is over. `status`: what the client got, 499 if it left."""
+        dispatch, step, session = seen.dispatch, seen.step, seen.session
+        answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
+        found = self._attribute(seen, outcome) if answered and dispatch.prompt.tokens else None
+        saved = 0.0
+        if found is not None:
+            rate = self._rate(dispatch.replica)
+            saved = found.reused / rate if rate else 0.0
+        if session is not None and step is not None:
+            step.replica, step.reason, step.matched = dispatch.replica.id, dispatch.reason, dispatch.matched
+            step.ttft_s = outcome.ttft_s
+            self.sessions.answered(session, step, found, saved)
+        self._count(seen, outcome, status, found)
+        record = self._record(seen, outcome, status, found)
+        self.recent.put(record)
+        if access_log.isEnabledFor(logging.INFO):
+            line = {name: value for name, value in record.items() if name not in ("candidates", "seq")}
+            access_log.info("%s", msgspec.json.encode(line).decode())
+
+    def receipt(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+        """What is known at the end of an answer, for those who asked for it."""
+        found = self._attribute(seen, outcome)
+        usage = outcome.usage
+        return {
+            "request": seen.dispatch.request_id,
+            "cached_tokens": usage.cached_tokens if usage is not None else None,
+            "cause": found.cause,
+            "computed_tokens": found.tokens,
+        }
+
+    def _attribute(self, seen: Seen, outcome: Outcome) -> Attribution:
+        dispatch, usage, step = seen.dispatch, outcome.usage, seen.step
+        prompt, size = dispatch.prompt, dispatch.prompt.block_size
+        cached = usage.cached_tokens if usage is not None else None
+        at = (dispatch.matched if cached is None else cached) // size
+        dropped = at < len(prompt.chain) and self.past.was_dropped(dispatch.entry, prompt.chain[at])
+        broken = step is not None and seen.broken is not None
+        return attribute(
+            Facts(
+                prompt=prompt.tokens,
+                hittable=prompt.hittable_blocks * size,
+                matched=dispatch.matched,
+                best=dispatch.best,
+                known=seen.known,
+                cached=cached,
+                mutated_from=step.resent if step is not None and broken else 0,
+                mutated_to=step.mutated_to if step is not None and broken else 0,
+                block=size,
+                exact=prompt.exact,
+                engine_prompt=usage.prompt_tokens if usage is not None else None,
+                distrusted=bool(dispatch.replica.distrust),
+                tried=seen.tries > 1,
+                lost_on=seen.lost_on,
+                dropped=dropped,
+                renewed=self.past.standing(dispatch.entry).restarts > seen.restarts,
+                followed=dispatch.followed,
+            )
+        )
+
+    def _count(self, seen: Seen, outcome: Outcome, status: int, found: Attribution | None) -> None:
+        metrics, dispatch = self.metrics, seen.dispatch
+        bucket = self.timeline.now()
+        bucket.requests += 1
+        bucket.errors += status >= 500
+        for stage, seconds in dispatch.seconds.items():
+            metrics.stage.labels(stage).observe(seconds)
+        if seen.step is not None and (broken := seen.step.broken) is not None:
+            metrics.breaks.labels(broken.kind).inc()
+            metrics.break_tokens.labels(broken.kind).inc(broken.tokens_lost)
+            bucket.breaks += seen.broken is not None
+            self._tell_break(seen)
+        if found is not None:
+            metrics.causes.labels(found.cause).inc()
+            metrics.reused_tokens.inc(found.reused)
+            for cause, tokens in found.tokens.items():
+                metrics.computed_tokens.labels(cause).inc(tokens)
+            bucket.prompt_tokens += dispatch.prompt.tokens
+            bucket.reused_tokens += found.reused
+        if outcome.ttft_s is not None:
+            bucket.answered += 1
+            bucket.ttft_s += outcome.ttft_s
+
+    @staticmethod
+    def _tell_break(seen: Seen) -> None:
+        """One line a session and class: a client that breaks every step would fill the log."""
+        session, step, broken = seen.session, seen.step, seen.broken
+        if session is None or step is None or broken is None or session.classes[broken.kind] != 1:
+            return
+        where = broken.field if broken.message is None else f"message {broken.message} ({broken.role}), {broken.field}"
+        at = "" if broken.offset is None else f", character {broken.offset}: {broken.before!r} became {broken.after!r}"
+        log.info(
+            "prefix break in session %s, step %d: %s in %s%s; %d tokens can't be reused",
+            session.id, step.number, broken.kind, where, at, broken.tokens_lost,
+        )  # fmt: skip
+
+    def _record(self, seen: Seen, outcome: Outcome, status: int, found: Attribution | None) -> dict[str, Any]:
+        dispatch, usage = seen.dispatch, outcome.usage
+        prompt = dispatch.prompt
+        return {
+            "id": dispatch.request_id,
+            "at": round(seen.at, 3),
+            "path": dispatch.path,
+            "model": dispatch.model,
+            "tenant": dispatch.tenant,
+            "session": seen.session.id if seen.session is not None else None,
+            "step": seen.step.number if seen.step is not None else None,
+            "relation": seen.step.relation if seen.step is not None else None,
+            "status": status,
+            "replica": outcome.target_id,
+            "reason": dispatch.reason,
+            "prompt_tokens": prompt.tokens,
+            "matched_tokens": dispatch.matched,
+            "best_matched_tokens": dispatch.best,
+            "cached_tokens": usage.cached_tokens if usage is not None else None,
+            "engine_prompt_tokens": usage.prompt_tokens if usage is not None else None,
+            "completion_tokens": usage.completion_tokens if usage is not None else None,
+            "tokens": "exact" if prompt.exact else f"approximate; {prompt.reason}",
+            "cause": found.cause if found is not None else None,
+            "computed_tokens": {str(cause): tokens for cause, tokens in found.tokens.items()} if found else {},
+            "break": seen.broken.told() if seen.broken is not None else None,
+            "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
+            "total_ms": round(outcome.total_s * 1000, 2),
+            "stages_ms": {stage: round(seconds * 1000, 3) for stage, seconds in dispatch.seconds.items()},
+            "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
+            "error": outcome.error,
+            "candidates": dispatch.candidates(),
+        }

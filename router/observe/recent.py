@@ -1,0 +1,75 @@
+"""The last requests, and the last quarter of an hour in buckets of five seconds: for /requests and the dashboard."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+BUCKET_S = 5
+BUCKETS = 180
+
+
+class Recent:
+    """Records of requests by id, the oldest forgotten. Records are told in the order in which they were last put."""
+
+    def __init__(self, size: int = 2000) -> None:
+        self._size = size
+        self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.put_count = 0
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Remember a record under its `id`, in place of an earlier one of the same id."""
+        self.put_count += 1
+        record["seq"] = self.put_count
+        self._records.pop(record["id"], None)
+        self._records[record["id"]] = record
+        if len(self._records) > self._size:
+            self._records.popitem(last=False)
+
+    def get(self, request_id: str) -> dict[str, Any] | None:
+        """A record; None if it is not known (any more)."""
+        return self._records.get(request_id)
+
+    def latest(self, limit: int, *, since: int = 0) -> Iterator[dict[str, Any]]:
+        """The newest records first, at most `limit`, with a `seq` above `since`."""
+        for count, record in enumerate(reversed(self._records.values())):
+            if count >= limit or record["seq"] <= since:
+                return
+            yield record
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Five seconds."""
+
+    at: int
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    breaks: int = 0
+    answered: int = 0
+    ttft_s: float = 0.0
+
+
+class Timeline:
+    """Fifteen minutes of traffic. `clock`: seconds since 1970."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._buckets: deque[Bucket] = deque(maxlen=BUCKETS)
+
+    def now(self) -> Bucket:
+        """The bucket to count in."""
+        at = int(self._clock()) // BUCKET_S * BUCKET_S
+        if not self._buckets or self._buckets[-1].at != at:
+            self._buckets.append(Bucket(at))
+        return self._buckets[-1]
+
+    def told(self) -> list[dict[str, Any]]:
+        """As JSON, oldest first; times without traffic are left out."""
+        oldest = int(self._clock()) - BUCKET_S * BUCKETS
+        return [asdict(bucket) for bucket in self._buckets if bucket.at >= oldest]
