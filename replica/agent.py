@@ -18,24 +18,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import aiohttp
 import uvloop
 
+from replica.asking import answered, engine_key, engine_session
 from replica.publication import LoadReader, Publication
-from router.engines import ENGINES, Engine, EngineError, EventSource, recognise
+from router.engines import ENGINES, Engine, EventSource, recognise
 from router.index.redis.connect import RedisConfigError, connect
 from router.index.redis.layout import Layout
 from router.index.redis.store import Store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-ENGINE_RETRY_S = 1.0
-ENGINE_TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--advertise-url", metavar="URL", help="where routers reach the engine (default: --engine-url)")
     parser.add_argument(
         "--engine", choices=["auto", *sorted(ENGINES)], default="auto", help="engine kind (default auto)"
+    )
+    parser.add_argument(
+        "--engine-api-key-file", metavar="FILE", help="the engine's own key; or set PREFIX_ROUTER_ENGINE_API_KEY"
     )
     parser.add_argument("--model", help="canonical model name (default: the first the engine lists)")
     parser.add_argument(
@@ -86,18 +83,19 @@ def run(args: argparse.Namespace) -> int:
             ca_file=args.redis_ca_file,
             cluster=args.redis_cluster,
         )
-    except RedisConfigError as error:
+        key = engine_key(args.engine_api_key_file)
+    except (RedisConfigError, OSError) as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2
-    return uvloop.run(_main(args, store))
+    return uvloop.run(_main(args, store, key))
 
 
-async def _main(args: argparse.Namespace, store: Store) -> int:
+async def _main(args: argparse.Namespace, store: Store, key: str | None) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    agent = asyncio.create_task(Agent(args, store).run())
+    agent = asyncio.create_task(Agent(args, store, key).run())
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait({agent, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -113,18 +111,18 @@ async def _main(args: argparse.Namespace, store: Store) -> int:
 class Agent:
     """One engine's agent: waits for the engine, then publishes each of its ranks."""
 
-    def __init__(self, args: argparse.Namespace, store: Store) -> None:
+    def __init__(self, args: argparse.Namespace, store: Store, key: str | None) -> None:
         self._args = args
+        self._key = key
         self._store = store
         self._url = args.engine_url.rstrip("/")
 
     async def run(self) -> None:
         """Until cancelled, or until a newer agent owns the replica."""
         args = self._args
-        timeout = aiohttp.ClientTimeout(total=ENGINE_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            engine = await self._until(lambda: self._recognise(session), "waiting for the engine")
-            info = await self._until(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
+        async with engine_session(self._key) as session:
+            engine = await answered(lambda: self._recognise(session), "waiting for the engine")
+            info = await answered(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
             configured = None
             if args.events_endpoint:
                 configured = EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind)
@@ -155,14 +153,3 @@ class Agent:
         if self._args.engine == "auto":
             return await recognise(session, self._url)
         return ENGINES[self._args.engine]
-
-    async def _until(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
-        said = ""
-        while True:
-            try:
-                return await ask()
-            except EngineError as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.info("%s: %s", what, said)
-                await asyncio.sleep(ENGINE_RETRY_S)

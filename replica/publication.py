@@ -10,7 +10,7 @@ from time import monotonic, time
 import aiohttp
 
 from router.engines import Engine, EngineError, EngineInfo, EngineLoad, EventSource
-from router.index.intake import FeedStatus
+from router.index.intake import FeedStatus, Intake
 from router.index.ledger import CacheLedger
 from router.index.redis.health import STORE_ERRORS
 from router.index.redis.layout import Layout
@@ -50,7 +50,7 @@ class Publication:
     """Engine events -> ledger -> writer -> Redis, and the engine's load with the lease.
 
     `rank`: None for an engine of one rank. `source` None: no events; only load and capacity are published, and routers
-    model the cache themselves.
+    model the cache themselves. With `in_process` the events are not followed but handed to `intake` by the engine.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Publication:
         model: str,
         block_size: int,
         rank: int | None = None,
+        in_process: bool = False,
         interval_s: float = 0.25,
         lease_s: float = 3.0,
     ) -> None:
@@ -78,13 +79,16 @@ class Publication:
             capacity_tokens=info.kv_tokens or 0,
             rank=rank or 0,
             ranks=1 if rank is None else len(info.ranks),
-            events=source is not None,
+            events=source is not None or in_process,
         )
         self.writer = RedisWriter(
             store, layout, replica_id, meta, self.ledger.snapshot, lease_s=lease_s, renew_s=interval_s
         )
+        self.intake: Intake | None = None
         self.subscriber: EventSubscriber | None = None
-        if source is not None:
+        if in_process:
+            self.intake = Intake(replica_id, self.ledger, self.writer, FeedStatus(state="live"))
+        elif source is not None:
             self.subscriber = EventSubscriber(
                 replica_id,
                 source.endpoint,
@@ -139,12 +143,12 @@ class Publication:
 
     def _events(self) -> str:
         """Why its cache is not followed; empty when it is."""
-        if self.subscriber is None:
+        feed = self.subscriber or self.intake
+        if feed is None:
             return "its agent finds no KV events"
-        status = self.subscriber.status
-        if status.state == "unsupported":
-            return f"its KV events can't be used: {status.reason}"
-        return "" if self._followed else "its agent is connecting to its KV events"
+        if feed.status.state == "unsupported":
+            return f"its KV events can't be used: {feed.status.reason}"
+        return "" if self._followed or self.intake else "its agent is connecting to its KV events"
 
     def _say(self, status: FeedStatus) -> None:
         self._followed = self._followed or status.state == "live"

@@ -87,7 +87,7 @@ def served_models(
     entries = [e for e in (answer or {}).get("data") or [] if isinstance(e, dict) and isinstance(e.get("id"), str)]
     base = tuple(e["id"] for e in entries if not e.get("parent"))
     if not base:
-        raise EngineError(f"{url}/v1/models lists no model")
+        raise EngineError(f"{url}/v1/models lists no model, or wants an API key")
     return base, tuple(e["id"] for e in entries if e.get("parent")), entries
 
 

@@ -24,6 +24,12 @@ def main() -> int:
         ).returncode:
             print("vLLM could not be installed: see pip's message above", file=sys.stderr)
             return 1
+    plugin = "import replica.vllm_publisher"
+    if subprocess.run([str(PYTHON), "-c", plugin], check=False, capture_output=True, cwd=CACHE).returncode:
+        print("installing prefix-router beside vLLM, for its plugin ...", flush=True)
+        pip = [str(PYTHON), "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, "redis>=5.2,<9", "hiredis>=3.1,<4", "xxhash>=3.5,<5"], check=True)
+        subprocess.run([*pip, "--no-deps", "--editable", str(HERE.parents[1])], check=True)
     if not (MODEL / "model.safetensors").exists():
         print("making the tiny model in .cache/tiny-model ...", flush=True)
         subprocess.run([str(PYTHON), str(HERE / "make_tiny_model.py"), str(MODEL)], check=True)
