@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 import time
 import uuid
@@ -17,6 +18,7 @@ from router.api.app import Api
 from router.api.keys import Gate
 from router.api.report import Report
 from router.api.route import Route
+from router.api.turn import Patience, Turns
 from router.asking import AskedReplicas
 from router.catalog import Catalog
 from router.config.load import replica_id
@@ -31,6 +33,7 @@ from router.fleet.membership import Membership
 from router.fleet.outliers import TICK_S, OutlierPolicy, Outliers
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
+from router.fleet.room import Room, RoomPolicy, slots
 from router.fleet.shared import SharedIndex
 from router.http.limits import Limits, UpstreamLimits
 from router.http.server import HttpServer
@@ -47,6 +50,7 @@ from router.observe.sessions import Sessions
 from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.engine_ids import AskedIds
 from router.prompt.stage import PromptStage
+from router.proxy.admission import Admission
 from router.proxy.budget import RetryBudget
 from router.proxy.forward import Forwarder
 from router.proxy.poison import PoisonGuard
@@ -120,6 +124,10 @@ class App:
         self.outliers = Outliers(
             self.fleet, outlier_policy(config), unreachable=self.prober.suspect, check=self.prober.check
         )
+        self.room = Room(self.fleet, RoomPolicy(config.admission.max_running, config.admission.engine_queue))
+        self.admission = Admission(
+            lambda model: slots(self.fleet.candidates(model), time.monotonic()), size=config.admission.max_queue
+        )
         self.pool = UpstreamPool(
             UpstreamLimits(
                 connect_timeout_s=config.proxy.connect_timeout_s,
@@ -146,6 +154,9 @@ class App:
             session_header=config.routing.session_header.lower().encode(),
             origin_of=lambda replica: self._origins[replica.id],
             outliers=self.outliers,
+            turns=Turns(
+                self.fleet, self.admission, Patience(config.admission.timeout_s, config.admission.wait_for_replica_s)
+            ),
             answered=self.trust.answered,
             observer=self.observer,
             send_token_ids=config.prompt.send_token_ids,
@@ -191,7 +202,7 @@ class App:
             self.feeds.shared.start()
         self._tasks = [
             asyncio.create_task(self._sweep(), name="sweep"),
-            asyncio.create_task(self._watch_outliers(), name="outliers"),
+            asyncio.create_task(self._watch(), name="watch"),
         ]
         tls = self.credentials.listen_tls
         await self.server.start(config.listen.host, config.listen.port, ssl=tls)
@@ -272,6 +283,7 @@ class App:
         if self.membership.learned(replica):
             return
         self.outliers.joined(replica)
+        self.room.tick()
         model, block_size, changed = await self.catalog.learn(replica.info)
         if changed:
             log.warning("model %s: its blocks now have %d tokens; the index starts again", model, block_size)
@@ -293,10 +305,12 @@ class App:
             await asyncio.sleep(SWEEP_PAUSE_S)
             self.index.sweep()
 
-    async def _watch_outliers(self) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.outliers.tick()
+            self.room.tick()
+            self.admission.pump()
 
     def _samples(self) -> Iterator[Sample]:
         """What /metrics reads when it is asked for."""
@@ -309,6 +323,9 @@ class App:
             yield "replica_ejected", "gauge", text, *at, float(replica.breaker.circuit is Circuit.OPEN)
             text = "Share of a full load it may take: below 1 while it starts slowly."
             yield "replica_weight", "gauge", text, *at, replica.weight
+            if replica.limit < math.inf:
+                text = "Sequences it may have at once, where that is known."
+                yield "replica_limit", "gauge", text, *at, replica.limit
             yield "replica_running", "gauge", "Sequences sent and not ended.", *at, replica.load.running
             text = "Uncached prompt tokens sent whose first answer byte has not come."
             yield "replica_pending_prefill_tokens", "gauge", text, *at, replica.load.pending_prefill
@@ -341,6 +358,11 @@ class App:
                 yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
                 yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
         yield from self.trust.samples()
+        yield "queue_requests", "gauge", "Requests that wait for room.", (), (), len(self.admission.queue)
+        yield "queue_turns", "counter", "Requests that waited and got their turn.", (), (), self.admission.waited
+        for reason, count in self.admission.refused.items():
+            text = "Requests that got no turn: the tenant's share full, the queue full, the deadline passed."
+            yield "queue_refusals", "counter", text, ("reason",), (reason,), count
         yield "ejections", "counter", "Times a replica was ejected.", (), (), self.outliers.ejections
         text = "1 while failed retries have used up the retry budget."
         spent = self.forwarder.budget.spent(time.monotonic())

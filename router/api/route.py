@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from random import getrandbits
+from time import monotonic
 from typing import Any
 
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
+from router.api.turn import Turn, Turns
 from router.engines import OVERLOAD
 from router.fleet.feeds import NOTHING, Feeds
 from router.fleet.fleet import Fleet
@@ -17,6 +19,7 @@ from router.fleet.judge import Judge
 from router.fleet.load import Ticket
 from router.fleet.outliers import Outliers
 from router.fleet.replica import Health, Replica
+from router.fleet.room import with_room
 from router.http.errors import Headers, UpstreamError
 from router.http.message import Request
 from router.http.response import Response
@@ -52,8 +55,9 @@ class _Known:
 class Route:
     """Routes requests over a fleet.
 
-    `origin_of` gives a replica's address, `outliers` is told how requests end, `answered` what came of a request
-    whose prompt and prediction it gets. `send_token_ids`: with chat requests, to replicas known to agree with ours.
+    `origin_of` gives a replica's address, `outliers` is told how requests end, `turns` makes them wait for room,
+    `answered` is told what came of a request whose prompt and prediction it gets. `send_token_ids`: with chat
+    requests, to replicas known to agree with ours.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Route:
         session_header: bytes,
         origin_of: Callable[[Replica], Origin],
         outliers: Outliers,
+        turns: Turns,
         answered: Callable[[Replica, Prompt, Match, Outcome], None],
         observer: Observer,
         send_token_ids: bool = False,
@@ -80,6 +85,7 @@ class Route:
         self.metrics = metrics
         self.origin_of = origin_of
         self.outliers = outliers
+        self.turns = turns
         self.answered = answered
         self.observer = observer
         self.send_token_ids = send_token_ids
@@ -96,10 +102,28 @@ class Route:
         assert replicas[0].info is not None
         check_ids(parsed, self.prompts.ids(parsed.model or replicas[0].info.models[0]))
         known = await self._know(parsed, replicas, took)
-        grant.charge(max(each.prompt.tokens for each in known.values()))
-        routed = _Routed(self, request, parsed, replicas, known, grant, took)
-        took.lap("decide")
-        outcome = await self.forwarder.forward(request, response, routed)
+        tokens = max(each.prompt.tokens for each in known.values())
+        grant.charge(tokens)
+        turn = self.turns.turn(request, parsed, grant, tokens, replicas)
+        before: _Routed | None = None
+        try:
+            while True:
+                if await turn.wait(replicas):
+                    for kind, each in known.items():  # time has passed: caches and queues have changed
+                        known[kind] = _Known(each.prompt, await self.feeds.lookup(each.prompt.chain))
+                    replicas = self._able(parsed, known)
+                    took.lap("queue")
+                routed = _Routed(self, request, parsed, replicas, known, grant, took, turn)
+                if before is not None:
+                    routed.seen, routed.request_id = before.seen, before.request_id
+                took.lap("decide")
+                outcome = await self.forwarder.forward(request, response, routed, within_s=turn.left_s, hold=turn.hold)
+                if not turn.again(outcome):
+                    break
+                before = routed
+                replicas = self._able(parsed, known)
+        finally:
+            turn.landed()
         told = outcome.usage
         # Of a stream without usage each event counts as one completion token.
         used = outcome.events if told is None or told.completion_tokens is None else told.completion_tokens
@@ -130,10 +154,12 @@ class Route:
         told = parsed.session
         return told.session_id or told.prompt_cache_key or told.user
 
-    def _able(self, parsed: ApiRequest) -> list[Replica]:
+    def _able(self, parsed: ApiRequest, kinds: Container[str] | None = None) -> list[Replica]:
         if parsed.model is None and parsed.endpoint in NEEDS_MODEL:
             raise ApiError(400, "'model' is required", param="model", code="missing_required_parameter")
         replicas = self.fleet.candidates(parsed.model)
+        if kinds is not None:
+            replicas = [r for r in replicas if r.info is not None and r.info.kind in kinds]
         if replicas:
             return replicas
         names = [str(entry["id"]) for entry in self.fleet.models()]
@@ -185,6 +211,7 @@ class _Routed:
         "_route",
         "_ticket",
         "_took",
+        "_turn",
         "request_id",
         "seen",
     )
@@ -198,6 +225,7 @@ class _Routed:
         known: Mapping[str, _Known],
         grant: Grant,
         took: Took,
+        turn: Turn,
     ) -> None:
         self.request_id = request_id(request)
         self.seen: Seen | None = None
@@ -210,8 +238,12 @@ class _Routed:
         self._reason = ""
         self._ticket: Ticket | None = None
         self._candidates = {r.id: Candidate(r, self._held(r)[1]) for r in replicas}
-        self._decision = self._decide(list(self._candidates.values()))
+        able = with_room(replicas, monotonic()) if route.fleet.bounded else replicas
+        self._decision = self._decide([self._candidates[r.id] for r in able])
         self._left = ramped(self._decision.order) if route.fleet.ramping else list(self._decision.order)
+        if len(able) < len(replicas):
+            self._left += [candidate for candidate in self._candidates.values() if candidate.replica not in able]
+        self._turn = turn
         self._judge = Judge(route.outliers)
 
     def _prompt(self, replica: Replica) -> _Known:
@@ -293,6 +325,7 @@ class _Routed:
         sequences = self._parsed.n * max(1, len(self._parsed.prompts))
         self._judge.sent(replica)
         self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
+        self._turn.landed()
         route.fleet.chosen(replica)
         route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
         dispatch = self._dispatch(replica)
@@ -367,6 +400,7 @@ class _Routed:
         if self._ticket is not None:
             self._ticket.end()
             self._ticket = None
+            self._route.turns.admission.pump()
         replica = self._candidates[target.id].replica
         full = attempt.status == target.overload
         self._judge.ended(replica, attempt.error, attempt.status, attempt.message, full=full)

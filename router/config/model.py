@@ -356,6 +356,25 @@ class Proxy(Section):
     )  # fmt: skip
 
 
+class Admission(Section):
+    """Requests are sent only where there is room; the others wait in the router, tenants taking turns."""
+
+    max_queue: Annotated[
+        Count, _d("Requests that may wait. Beyond it: 429 for the tenant with the most of them, 503 if it is alone.")
+    ] = 4096
+    timeout_s: Annotated[Seconds, _d("How long a request waits for room before it gets 503.")] = 300.0
+    max_running: Annotated[
+        Count | None,
+        _d("Sequences a replica has at once, at most. Unset: what its engine says or shows that it can run."),
+    ] = None
+    engine_queue: Annotated[
+        Count, _d("So many sequences may wait inside an engine that runs as many as it can; more wait in the router.")
+    ] = 32
+    wait_for_replica_s: Annotated[
+        float, Meta(ge=0), _d("While all replicas of a model are down, how long a request waits for one to come up.")
+    ] = 5.0
+
+
 class Limits(Section):
     """What a client may send."""
 
@@ -426,6 +445,7 @@ class Config(Section):
     routing: Routing = field(default_factory=Routing)
     prompt: Prompt = field(default_factory=Prompt)
     proxy: Proxy = field(default_factory=Proxy)
+    admission: Admission = field(default_factory=Admission)
     limits: Limits = field(default_factory=Limits)
     health: Health = field(default_factory=Health)
     shutdown: Shutdown = field(default_factory=Shutdown)

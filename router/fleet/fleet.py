@@ -16,6 +16,8 @@ class Fleet:
         self.max_ejected_share = 0.5
         self.ramping = False
         """Some replica's weight is below 1."""
+        self.bounded = False
+        """Some replica's room is limited: requests may have to wait for it."""
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())

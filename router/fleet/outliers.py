@@ -89,6 +89,8 @@ class Outliers:
     def full(self, replica: Replica) -> None:
         """It said that its queue is full: no fault, but no room for a moment."""
         replica.full_until = self._clock() + FULL_S
+        replica.ceiling = max(1.0, replica.load.sequences)
+        self._fleet.bounded = True
 
     def failed(self, replica: Replica, reason: str) -> None:
         """A request failed by the replica's fault."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,6 +65,10 @@ class Replica:
     weight: float = 1.0
     """The share of a full load it may take, above 0: less than 1 while a new or recovered replica starts slowly."""
     breaker: Breaker = field(default_factory=Breaker)
+    limit: float = math.inf
+    """Sequences it should have at most, as far as is known; see fleet.room."""
+    ceiling: float = math.inf
+    """Part of the limit: what it had when it last said that its queue is full."""
     full_until: float = 0.0
     """It said that its queue is full; nothing is sent there before this time (monotonic) while others have room."""
     reported: EngineLoad | None = None

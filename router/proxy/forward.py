@@ -44,13 +44,19 @@ class Forwarder:
         self.poison = poison or PoisonGuard()
         self._retry_after = [(b"retry-after", b"%d" % retry_after_s)]
 
-    async def forward(self, request: Request, response: Response, plan: Plan) -> Outcome:
+    async def forward(
+        self, request: Request, response: Response, plan: Plan, *, within_s: float = math.inf, hold: bool = False
+    ) -> Outcome:
         """Answer `request` from the plan's targets; an error answer if none has one.
+
+        within_s: for the first byte; the client waits no longer. hold: when no target did anything for the request,
+        since none took a connection or all said that their queue is full, nothing is answered, and the outcome's error
+        is `held`: the request may be forwarded again later.
 
         A client that leaves ends it at once: the upstream connection is closed and the outcome says client_gone (the
         task's cancellation by the server is consumed). Any other cancellation passes through, callbacks balanced.
         """
-        forwarding = _Forwarding(self, request, response, plan)
+        forwarding = _Forwarding(self, request, response, plan, within_s, hold)
         outcome = forwarding.outcome
         if self.poison.watching and self._refused(request, response):
             outcome.status, outcome.error = 422, "poison"
@@ -68,7 +74,10 @@ class Forwarder:
         if outcome.client_gone:
             outcome.error = "client_gone"
         elif not response.started:
-            self._give_up(forwarding, response)
+            if hold and forwarding.untouched:
+                outcome.error = "held"
+            else:
+                self._give_up(forwarding, response)
         outcome.total_s = time.monotonic() - forwarding.started
         return outcome
 
@@ -106,6 +115,7 @@ class _Forwarding:
         "_deadline",
         "_excluded",
         "_headers",
+        "_hold",
         "_plan",
         "_poison",
         "_pool",
@@ -117,7 +127,10 @@ class _Forwarding:
         "started",
     )
 
-    def __init__(self, forwarder: Forwarder, request: Request, response: Response, plan: Plan) -> None:
+    def __init__(
+        self, forwarder: Forwarder, request: Request, response: Response, plan: Plan, within_s: float, hold: bool
+    ) -> None:
+        self._hold = hold
         policy = forwarder.policy
         self._pool = forwarder.pool
         self._poison = forwarder.poison
@@ -128,9 +141,17 @@ class _Forwarding:
         self._state = RetryState(policy, forwarder.budget)
         self._excluded: set[str] = set()
         self.started = time.monotonic()
-        self._deadline = self.started + policy.total_s
+        self._deadline = self.started + min(policy.total_s, within_s)
         self.errors: list[UpstreamError] = []
         self.outcome = Outcome()
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing was done for the request anywhere."""
+        return bool(self.errors) and all(
+            error_kind(error) == "connect" or (isinstance(error, StatusFailure) and error.overload)
+            for error in self.errors
+        )
 
     async def run(self) -> None:
         target = self._plan.next_target(self._excluded, None)
@@ -200,10 +221,11 @@ class _Forwarding:
             answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
             failure = self._failure(target, connection, answer)
-            if failure is not None:
-                error = StatusFailure(failure, answer.status)
-                following = self._plan.next_target(self._excluded, error)
-                if following is not None:
+            full = answer.status == target.overload
+            if failure is not None or (self._hold and full):
+                error = StatusFailure(failure or f"answered {answer.status}", answer.status, overload=full)
+                following = None if failure is None else self._plan.next_target(self._excluded, error)
+                if following is not None or (self._hold and full):
                     self._note(attempt, error)
                     connection.discard()
                     return following

@@ -41,7 +41,7 @@ class Attempt:
 class Outcome:
     """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
     left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try, `poison` if the
-    request is refused because replicas went down under it. Times in seconds
+    request is refused because replicas went down under it, `held` if it may be forwarded again. Times in seconds
     from the start of forward(); ttft_s: to the first content byte of the answer."""
 
     target_id: str | None = None

@@ -11,11 +11,12 @@ from router.proxy.budget import RetryBudget
 
 
 class StatusFailure(UpstreamError):
-    """An answer whose status says: try another replica."""
+    """An answer whose status says: try another replica. overload: because this one's queue is full."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, *, overload: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.overload = overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def final_answer(errors: list[UpstreamError]) -> tuple[int, bool]:
     """
     if not errors:
         return 503, True
-    if any(isinstance(error, StatusFailure) and error.status == 503 for error in errors):
+    if any(isinstance(error, StatusFailure) and (error.overload or error.status == 503) for error in errors):
         return 503, True
     if isinstance(errors[-1], UpstreamTimeout):
         return 504, False
