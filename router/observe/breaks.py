@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -113,7 +113,7 @@ class Break:
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "kind": str(self.kind)}
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +149,13 @@ def _diverged(
     previous: Digest, current: Digest, change: _Change, outside: Break | None, shared: int, own: int
 ) -> Comparison:
     old, new = previous.messages, current.messages
-    answered = any(_is_answer(message) for message in new[shared + 1 :])
     ends_anew = len(new) <= len(old) and not any(_is_answer(message) for message in old[shared + 1 :])
-    met = _resumption(old, new, shared)
-    if own and _is_answer(new[shared]) and ends_anew and outside is None:
+    if own and ends_anew and outside is None and _is_answer(new[shared]):
         return Comparison(Relation.FORKS, shared)
+    met = _resumption(old, new, shared)
     if met is not None:
         return Comparison(Relation.BROKEN, shared, outside or change.message(shared, met))
+    answered = any(_is_answer(message) for message in new[shared + 1 :])
     if own:
         if outside is not None:
             return Comparison(Relation.BROKEN, shared, outside)
@@ -190,6 +190,8 @@ def _same_start(previous: Digest, current: Digest) -> bool:
 
 def _resumption(old: Sequence[MessagePrint], new: Sequence[MessagePrint], shared: int) -> int | None:
     """How many messages are missing in `new` before it goes on as `old` did (negative: more); None if it doesn't."""
+    if shared < len(old) <= len(new) and old[-1].hash == new[len(old) - 1].hash:
+        return 0
     places: dict[int, list[int]] = {}
     for place in range(shared, len(new)):
         places.setdefault(new[place].hash, []).append(place)

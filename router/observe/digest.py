@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -37,8 +37,7 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _hash64 = xxhash.xxh3_64_intdigest
 
 
-@dataclass(frozen=True, slots=True)
-class MessagePrint:
+class MessagePrint(msgspec.Struct, frozen=True):
     """One message: its fields in the order they are read, and one hash of them all.
 
     `json`: of fields that are JSON objects (tool calls' arguments), the hash whatever the order of the keys.
@@ -48,15 +47,11 @@ class MessagePrint:
     hash: int
     fields: tuple[tuple[str, TextPrint], ...]
     json: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory, about."""
-        return 120 + sum(80 + one.size for _, one in self.fields)
+    size: int = 0
+    """Bytes of memory, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolPrint:
+class ToolPrint(msgspec.Struct, frozen=True):
     """One tool as the client wrote it, and its hash whatever the order of its keys."""
 
     name: str
@@ -64,14 +59,13 @@ class ToolPrint:
     canonical: int
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """What is kept of a request. `system`: text outside the messages (Anthropic, Responses), as a message.
 
     `size`: bytes of memory, about; what sessions share is counted in each.
     """
 
-    arguments: Mapping[str, int] = field(default_factory=dict)
+    arguments: Mapping[str, int] = msgspec.field(default_factory=dict)
     tools: tuple[ToolPrint, ...] = ()
     system: MessagePrint | None = None
     messages: tuple[MessagePrint, ...] = ()
@@ -81,13 +75,14 @@ class Digest:
 class Digester:
     """Makes digests. `keep_text`: beginnings of texts are kept, so that a break can show what was there.
 
-    Prints of system texts are shared between sessions, the `max_system` least recently used out first.
+    Prints of system texts and of tools are shared between sessions; the last used `max_system` of each are kept.
     """
 
     def __init__(self, *, keep_text: bool = False, max_system: int = 512) -> None:
         self._keep_text = keep_text
         self._max_system = max_system
         self._system: OrderedDict[str, TextPrint] = OrderedDict()
+        self._offered: OrderedDict[int, tuple[ToolPrint, ...]] = OrderedDict()
 
     def digest(self, request: ApiRequest, before: Digest | None = None) -> Digest:
         """The whole request's digest; with `before`, of a request that this one is known to extend, only the new part.
@@ -103,10 +98,23 @@ class Digester:
             return Digest(before.arguments, before.tools, before.system, before.messages[:same] + fresh, size)
         outside = system_of(request)
         system = None if outside is None else self.message(outside)
-        tools = tuple(_tool(tool) for tool in tools_of(request))
+        tools = self._tools(tools_of(request))
         prints = tuple(self.message(message) for message in messages)
         size = 400 + sum(each.size for each in prints) + sum(150 + tool.text.size for tool in tools)
         return Digest(arguments_of(request), tools, system, prints, size + (system.size if system is not None else 0))
+
+    def _tools(self, tools: Sequence[Any]) -> tuple[ToolPrint, ...]:
+        if not tools:
+            return ()
+        key = _hash64(_encode(tools))
+        known = self._offered.get(key)
+        if known is None:
+            known = self._offered[key] = tuple(_tool(tool) for tool in tools)
+            if len(self._offered) > self._max_system:
+                self._offered.popitem(last=False)
+        else:
+            self._offered.move_to_end(key)
+        return known
 
     def message(self, message: Mapping[str, Any]) -> MessagePrint:
         """One message's print; computed once for a message that requests share."""
@@ -120,10 +128,18 @@ class Digester:
     def _message(self, message: Mapping[str, Any]) -> MessagePrint:
         role = role_of(message)
         take = self._system_print if role in SYSTEM_ROLES else self._print
-        fields = tuple((name, take(text)) for name, text in fields_of(message))
-        marks = [f"{name}={one.hash}" for name, one in fields]
-        objects = tuple((name, canonical(text)) for name, text in fields_of(message) if name.endswith(_JSON_FIELDS))
-        return MessagePrint(role, _hash64(f"{role}\0{chr(0).join(marks)}".encode()), fields, objects)
+        fields = []
+        marks = [role]
+        objects = []
+        size = 160
+        for name, text in fields_of(message):
+            one = take(text)
+            fields.append((intern(name), one))
+            marks += (name, str(one.hash))
+            size += 64 + one.size
+            if name.endswith(_JSON_FIELDS):
+                objects.append((name, canonical(text)))
+        return MessagePrint(role, _hash64("\0".join(marks).encode()), tuple(fields), tuple(objects), size)
 
     def _print(self, text: str) -> TextPrint:
         return print_text(text, SHAPE_CHARS, self._keep_text)

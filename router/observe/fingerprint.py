@@ -14,6 +14,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import xxhash
 
 CHUNK_CHARS = 64
@@ -76,8 +77,7 @@ def masked(shaped: bytes) -> str:
 _SHOWN_TABLE: dict[int, Any] = dict(enumerate(_SHOWN))
 
 
-@dataclass(frozen=True, slots=True)
-class TextPrint:
+class TextPrint(msgspec.Struct, frozen=True, gc=False):
     """What is kept of one text. `step`: characters a chunk. `kept`: its beginning, when texts may be shown."""
 
     hash: int
@@ -90,7 +90,8 @@ class TextPrint:
     @property
     def size(self) -> int:
         """Bytes of memory, about."""
-        return 200 + 4 * len(self.chunks) + len(self.shape) + (len(self.kept) if self.kept else 0)
+        chunks = 80 + 4 * len(self.chunks) if self.chunks else 0
+        return 140 + chunks + len(self.shape) + (len(self.kept) if self.kept else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,7 @@ def print_text(text: str, shape_chars: int = SHAPE_CHARS, keep_text: bool = Fals
     chunks = _NO_CHUNKS
     if chars > CHUNK_CHARS:
         if len(raw) == chars:
-            view = memoryview(raw)
-            chunks = array("I", [_hash32(view[at : at + step]) for at in range(0, chars, step)])
+            chunks = array("I", [_hash32(raw[at : at + step]) for at in range(0, chars, step)])
         else:
             chunks = array("I", [_hash32(_bytes(text[at : at + step])) for at in range(0, chars, step)])
     head = text[:shape_chars]

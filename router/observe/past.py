@@ -65,6 +65,7 @@ class Past:
         self._stays: list[tuple[str, Standing]] = []
         self._stay_of: dict[tuple[str, Standing], int] = {}
         self._bits: dict[str, int] = {}
+        self._asked: tuple[Sequence[int], Sequence[int], int] | None = None
 
     def sent(self, replica_id: str, chain: Sequence[int]) -> None:
         """A prompt with this chain was sent there."""
@@ -77,10 +78,25 @@ class Past:
                 self._sent = _Generations(self._sent._bound)
             number = self._stay_of[stay] = len(self._stays)
             self._stays.append(stay)
-        self._sent.room().update(dict.fromkeys(_kept(chain), number))
+        young = self._sent.room()
+        # What the same replica was sent before, and not so long ago that it may be forgotten, is there already.
+        kept, known = self._depth(chain)
+        if not known or young.get(kept[known - 1]) != number:
+            known = 0
+        young.update(dict.fromkeys(kept[known:], number))
+        self._asked = None
 
     def known(self, chain: Sequence[int]) -> int:
         """Leading blocks of `chain` that were in a prompt sent before; up to 7 too few."""
+        kept, depth = self._depth(chain)
+        if depth <= DENSE:
+            return depth
+        return len(chain) if depth == len(kept) else DENSE + (depth - DENSE - 1) * STRIDE + 1
+
+    def _depth(self, chain: Sequence[int]) -> tuple[Sequence[int], int]:
+        """The chain's kept hashes, and how many leading ones of them are known; asked twice for each request."""
+        if self._asked is not None and self._asked[0] is chain:
+            return self._asked[1:]
         kept = _kept(chain)
         low, high = 0, len(kept)
         while low < high:
@@ -89,9 +105,8 @@ class Past:
                 low = middle + 1
             else:
                 high = middle
-        if low <= DENSE:
-            return low
-        return len(chain) if low == len(kept) else DENSE + (low - DENSE - 1) * STRIDE + 1
+        self._asked = chain, kept, low
+        return kept, low
 
     def lost(self, chain: Sequence[int], held: int, known: int) -> Cause | None:
         """Why nobody holds blocks `held` to `known` of a chain; None if it can't be told."""

@@ -158,7 +158,7 @@ class Session:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A routed request, as sessions need it. `parent`: name of the session it forks from. `fresh`: lineage has not seen
     its session before."""
