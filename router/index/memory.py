@@ -131,6 +131,8 @@ class MemoryIndex:
         slot = self._slots[replica_id]
         for tier, keys in delta.dropped.items():
             self._drop(self._tables[tier], slot, keys)
+            if self.overlay is not None:
+                self.overlay.drop(1 << slot, keys)
             if self.on_evicted is not None:
                 self.on_evicted(replica_id, keys)
         for tier, keys in delta.stored.items():

@@ -41,6 +41,15 @@ class PredictedOverlay:
             young[key] = young.get(key, 0) | slots
         self._young_slots |= slots
 
+    def drop(self, slots: int, keys: Sequence[int]) -> None:
+        """The replicas of mask `slots` evicted these blocks: what was predicted of them has come and gone."""
+        for generation in (self._young, self._old):
+            if generation:
+                for key in keys:
+                    mask = generation.get(key, 0)
+                    if mask & slots:
+                        generation[key] = mask & ~slots
+
     def get(self, key: int) -> int:
         """Mask of the slots predicted to hold `key`. Call `expire` first, once per lookup."""
         return self._young.get(key, 0) | self._old.get(key, 0)

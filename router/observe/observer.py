@@ -21,7 +21,7 @@ from router.observe.attribution import Attribution, Cause, Facts, attribute
 from router.observe.breaks import Break, BreakClass
 from router.observe.hot import HotPrefixes
 from router.observe.metrics import Metrics
-from router.observe.past import Past
+from router.observe.past import Lost, Past
 from router.observe.recent import Recent, Timeline
 from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.requests import ApiRequest, Endpoint
@@ -74,7 +74,8 @@ class Seen:
     session: Session | None
     step: Step | None
     known: int
-    lost_on: Cause | None
+    lost: Lost | None
+    sending: int
     restarts: int
     at: float
     tries: int = 1
@@ -127,7 +128,7 @@ class Observer:
         prompt, chain = dispatch.prompt, dispatch.prompt.chain
         session: Session | None = None
         step: Step | None = None
-        known, lost_on = 0, None
+        known, lost = 0, None
         if chain and dispatch.request.endpoint in WITH_SESSIONS:
             session, step = self.sessions.step(
                 Asked(
@@ -148,15 +149,15 @@ class Observer:
             size = prompt.block_size
             seen = self.past.known(chain)
             known = max(seen * size, step.resent if step is not None else 0)
-            lost_on = self.past.lost(chain, dispatch.best // size, seen)
+            lost = self.past.lost(chain, dispatch.best // size)
             self.past.sent(dispatch.entry, chain)
             self.hot.note(dispatch.model, chain, size)
         restarts = self.past.standing(dispatch.entry).restarts
-        return Seen(dispatch, session, step, known, lost_on, restarts, self._clock())
+        return Seen(dispatch, session, step, known, lost, self.past.now, restarts, self._clock())
 
     def unsent(self, dispatch: Dispatch) -> Seen:
         """A request that was never sent: no step of a session."""
-        return Seen(dispatch, None, None, 0, None, 0, self._clock(), 0)
+        return Seen(dispatch, None, None, 0, None, 0, 0, self._clock(), 0)
 
     def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
         """The request is over. `status`: what the client got, 499 if it left."""
@@ -194,7 +195,11 @@ class Observer:
         prompt, size = dispatch.prompt, dispatch.prompt.block_size
         cached = usage.cached_tokens if usage is not None else None
         at = (dispatch.matched if cached is None else cached) // size
-        dropped = at < len(prompt.chain) and self.past.was_dropped(dispatch.entry, prompt.chain[at])
+        dropped = at < len(prompt.chain) and self.past.dropped_since(dispatch.entry, prompt.chain[at], seen.sending)
+        lost_on = None if seen.lost is None else seen.lost.cause
+        if lost_on is Cause.STALE and cached is not None and seen.lost is not None:
+            # Where the router looked in vain for events, the engine itself has now said that it has nothing.
+            lost_on = Cause.EVICTED if seen.lost.replica_id == dispatch.entry else lost_on
         broken = step is not None and seen.broken is not None
         return attribute(
             Facts(
@@ -211,7 +216,7 @@ class Observer:
                 engine_prompt=usage.prompt_tokens if usage is not None else None,
                 distrusted=bool(dispatch.replica.distrust),
                 tried=seen.tries > 1,
-                lost_on=seen.lost_on,
+                lost_on=lost_on,
                 dropped=dropped,
                 renewed=self.past.standing(dispatch.entry).restarts > seen.restarts,
                 followed=dispatch.followed,
@@ -233,6 +238,7 @@ class Observer:
         if found is not None:
             metrics.causes.labels(found.cause).inc()
             metrics.reused_tokens.inc(found.reused)
+            self.past.computed(dispatch.entry, (dispatch.prompt.tokens - found.reused) // dispatch.prompt.block_size)
             for cause, tokens in found.tokens.items():
                 metrics.computed_tokens.labels(cause).inc(tokens)
             bucket.prompt_tokens += dispatch.prompt.tokens

@@ -1,90 +1,111 @@
 """What was computed before and where, and what became of it: the memory behind miss attribution.
 
-Two tables of block hashes, each in two generations of which the older is thrown away when the younger is full:
+* *sent*: blocks of prompts this router sent, with the last sending of each: where to, how that replica's cache stood
+  then. Of a chain's blocks beyond the first 64 every 8th is kept, and the last.
+* *dropped*: blocks that a replica evicted, and when, counted in sendings.
 
-* *sent*: blocks of prompts this router sent, with the replica that got the last one and how often that replica's cache
-  had been cleared by then. Of a chain's blocks beyond the first 64 every 8th is kept.
-* *dropped*: blocks that replicas evicted, with the mask of those replicas.
+Both are bounded: two generations each, of which the older is thrown away when the younger is full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 from router.observe.attribution import Cause
 
 DENSE, STRIDE = 64, 8
-MAX_SENT, MAX_DROPPED = 200_000, 200_000
+MAX_SENT, MAX_DROPPED = 200_000, 100_000
+_MAX_REPLICAS = 1000
+_Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a replica's cache is known now. `clears`: times all was forgotten; `restarts`, `losses`: of them, because the
-    engine restarted, or because events were lost. `gone`: it takes no requests; `distrusted`: other token ids."""
+class Standing(NamedTuple):
+    """How a replica's cache is known now. `gone`: it takes no requests; `distrusted`: other token ids.
+
+    `clears`: times all that was known of it was forgotten; of them `restarts` because the engine restarted, `losses`
+    because events were lost, the others because the engine was told to. `blocks`: its size, 0 if unknown.
+    """
 
     gone: bool = False
     distrusted: bool = False
     clears: int = 0
     restarts: int = 0
     losses: int = 0
+    blocks: int = 0
 
 
 GONE = Standing(gone=True)
 
 
-class _Generations:
-    """A bounded dict: at most `bound` entries in each of two generations."""
+class _Sending(NamedTuple):
+    """One prompt sent. `at`: in sendings; `computed`: blocks computed on that replica by then."""
+
+    replica_id: str
+    standing: Standing
+    at: int
+    computed: int
+
+
+class Lost(NamedTuple):
+    """Why blocks that were computed on a replica are held by nobody now."""
+
+    cause: Cause
+    replica_id: str
+
+
+class _Generations(Generic[_Value]):
+    """A bounded dict: at most `bound` entries, and what one update adds, in each of two generations."""
 
     __slots__ = ("_bound", "old", "young")
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self.young: dict[int, int] = {}
-        self.old: dict[int, int] = {}
+        self.young: dict[int, _Value] = {}
+        self.old: dict[int, _Value] = {}
 
-    def room(self) -> dict[int, int]:
+    def put(self, keys: Sequence[int], value: _Value) -> None:
         if len(self.young) >= self._bound:
             self.old, self.young = self.young, {}
-        return self.young
+        self.young.update(dict.fromkeys(keys, value))
 
-    def get(self, key: int) -> int | None:
+    def get(self, key: int) -> _Value | None:
         found = self.young.get(key)
         return found if found is not None else self.old.get(key)
 
 
 class Past:
-    """For one thread. `standing`: how a replica is now, by its id."""
+    """For one thread. `standing`: how a replica is now, by its id (its entry in the index)."""
 
     def __init__(
         self, standing: Callable[[str], Standing], *, max_sent: int = MAX_SENT, max_dropped: int = MAX_DROPPED
     ) -> None:
         self.standing = standing
-        self._sent = _Generations(max_sent // 2)
-        self._dropped = _Generations(max_dropped // 2)
-        self._stays: list[tuple[str, Standing]] = []
-        self._stay_of: dict[tuple[str, Standing], int] = {}
-        self._bits: dict[str, int] = {}
+        self.now = 0
+        """Sendings so far."""
+        self._sent: _Generations[_Sending] = _Generations(max_sent // 2)
+        self._max_dropped = max_dropped
+        self._dropped: dict[str, _Generations[int]] = {}
+        self._computed: dict[str, int] = {}
         self._asked: tuple[Sequence[int], Sequence[int], int] | None = None
 
     def sent(self, replica_id: str, chain: Sequence[int]) -> None:
         """A prompt with this chain was sent there."""
-        stay = (replica_id, self.standing(replica_id))
-        number = self._stay_of.get(stay)
-        if number is None:
-            if len(self._stays) > 10_000:  # replicas come and go: forget it all rather than grow
-                self._stays.clear()
-                self._stay_of.clear()
-                self._sent = _Generations(self._sent._bound)
-            number = self._stay_of[stay] = len(self._stays)
-            self._stays.append(stay)
-        young = self._sent.room()
-        # What the same replica was sent before, and not so long ago that it may be forgotten, is there already.
+        self.now += 1
+        sending = _Sending(replica_id, self.standing(replica_id), self.now, self._computed.get(replica_id, 0))
+        # What the same replica was sent before, and not so long ago that it may be forgotten, is there already; only
+        # the deepest of it is made new, for it is what `lost` reads.
         kept, known = self._depth(chain)
-        if not known or young.get(kept[known - 1]) != number:
-            known = 0
-        young.update(dict.fromkeys(kept[known:], number))
+        before = self._sent.young.get(kept[known - 1]) if known else None
+        same = before is not None and before[:2] == sending[:2]
+        self._sent.put(kept[known - 1 :] if same else kept, sending)
         self._asked = None
+
+    def computed(self, replica_id: str, blocks: int) -> None:
+        """The replica computed so many blocks of a prompt."""
+        if len(self._computed) > _MAX_REPLICAS:
+            self._computed.clear()
+        self._computed[replica_id] = self._computed.get(replica_id, 0) + blocks
 
     def known(self, chain: Sequence[int]) -> int:
         """Leading blocks of `chain` that were in a prompt sent before; up to 7 too few."""
@@ -93,8 +114,48 @@ class Past:
             return depth
         return len(chain) if depth == len(kept) else DENSE + (depth - DENSE - 1) * STRIDE + 1
 
+    def lost(self, chain: Sequence[int], held: int) -> Lost | None:
+        """Why nobody holds block `held` of a chain that was sent before; None if it can't be told.
+
+        A replica that is there, dropped nothing and had room, and still is not known to hold what it was sent: its
+        events are late or lost.
+        """
+        kept, depth = self._depth(chain)
+        sending = self._sent.get(kept[depth - 1]) if depth else None
+        if sending is None or held >= len(chain):
+            return None
+        replica_id, then = sending.replica_id, sending.standing
+        now = self.standing(replica_id)
+        if now.gone or now.restarts > then.restarts:
+            cause = Cause.GONE
+        elif now.distrusted:
+            cause = Cause.MISMATCH
+        elif self.dropped_since(replica_id, chain[held], sending.at) or (
+            now.clears > then.clears and now.losses == then.losses
+        ):
+            cause = Cause.EVICTED
+        else:
+            overrun = self._computed.get(replica_id, 0) - sending.computed > now.blocks > 0
+            cause = Cause.EVICTED if overrun else Cause.STALE
+        return Lost(cause, replica_id)
+
+    def dropped(self, replica_id: str, keys: Sequence[int]) -> None:
+        """The replica evicted these blocks."""
+        known = self._dropped.get(replica_id)
+        if known is None:
+            if len(self._dropped) >= _MAX_REPLICAS:
+                self._dropped.clear()
+            known = self._dropped[replica_id] = _Generations(self._max_dropped // 2)
+        known.put(keys, self.now)
+
+    def dropped_since(self, replica_id: str, key: int, at: int) -> bool:
+        """Whether the replica is known to have evicted a block since a sending."""
+        known = self._dropped.get(replica_id)
+        found = None if known is None else known.get(key)
+        return found is not None and found >= at
+
     def _depth(self, chain: Sequence[int]) -> tuple[Sequence[int], int]:
-        """The chain's kept hashes, and how many leading ones of them are known; asked twice for each request."""
+        """The chain's kept hashes, and how many leading ones of them are known; asked several times for one request."""
         if self._asked is not None and self._asked[0] is chain:
             return self._asked[1:]
         kept = _kept(chain)
@@ -107,45 +168,6 @@ class Past:
                 high = middle
         self._asked = chain, kept, low
         return kept, low
-
-    def lost(self, chain: Sequence[int], held: int, known: int) -> Cause | None:
-        """Why nobody holds blocks `held` to `known` of a chain; None if it can't be told."""
-        if held >= known:
-            return None
-        place = held if held < DENSE else min(DENSE + -(-(held - DENSE) // STRIDE) * STRIDE, len(chain) - 1)
-        number = self._sent.get(chain[place])
-        if number is None:
-            return None
-        replica_id, then = self._stays[number]
-        now = self.standing(replica_id)
-        if now.gone:
-            return Cause.GONE
-        if now.distrusted:
-            return Cause.MISMATCH
-        if now.restarts > then.restarts:
-            return Cause.GONE
-        if self.was_dropped(replica_id, chain[held]):
-            return Cause.EVICTED
-        if now.losses > then.losses:
-            return Cause.STALE
-        return Cause.EVICTED if now.clears > then.clears else None
-
-    def dropped(self, replica_id: str, keys: Sequence[int]) -> None:
-        """The replica evicted these blocks."""
-        bit = self._bits.get(replica_id)
-        if bit is None:
-            if len(self._bits) > 1000:
-                self._bits.clear()
-                self._dropped = _Generations(self._dropped._bound)
-            bit = self._bits[replica_id] = 1 << len(self._bits)
-        young = self._dropped.room()
-        for key in keys:
-            young[key] = young.get(key, 0) | bit
-
-    def was_dropped(self, replica_id: str, key: int) -> bool:
-        """Whether the replica is known to have evicted a block, lately."""
-        bit = self._bits.get(replica_id, 0)
-        return bool(self._dropped.young.get(key, 0) & bit or self._dropped.old.get(key, 0) & bit)
 
 
 def _kept(chain: Sequence[int]) -> Sequence[int]:
