@@ -134,6 +134,8 @@ class App:
                 first_byte_timeout_s=config.proxy.first_byte_timeout_s,
                 idle_timeout_s=config.proxy.idle_timeout_s,
                 keepalive_s=config.proxy.keepalive_s,
+                max_idle_per_origin=config.proxy.max_idle_connections,
+                max_per_origin=config.proxy.max_connections,
             )
         )
         self._origins: dict[str, Origin] = {}
@@ -178,6 +180,8 @@ class App:
                 header_timeout_s=config.limits.header_timeout_s,
                 body_timeout_s=config.limits.body_timeout_s,
                 keepalive_s=config.limits.keepalive_s,
+                max_buffered_bytes=config.limits.max_buffered_mb << 20,
+                write_timeout_s=config.limits.write_timeout_s,
             ),
         )
         self.admin = Admin(
@@ -361,6 +365,9 @@ class App:
                 yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
                 yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
         yield from self.trust.samples()
+        yield "client_connections", "gauge", "Open client connections.", (), (), len(self.server.connections)
+        yield "request_bytes_held", "gauge", "Bytes of request bodies in memory.", (), (), self.server.held_bytes
+        yield "upstream_connections", "gauge", "Open connections to replicas.", (), (), sum(self.pool.open.values())
         yield "queue_requests", "gauge", "Requests that wait for room.", (), (), len(self.admission.queue)
         yield "queue_turns", "counter", "Requests that waited and got their turn.", (), (), self.admission.waited
         for reason, count in self.admission.refused.items():

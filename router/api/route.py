@@ -28,6 +28,7 @@ from router.index.types import Match
 from router.observe.metrics import Metrics
 from router.observe.observer import Dispatch, Observer, Seen
 from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
+from router.prompt.report_mode import asks_report, without_report
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel
 from router.prompt.vocabulary import check_ids
@@ -276,6 +277,8 @@ class _Routed:
         self._reason = self._decision.reason if last_error is None else "retry"
         rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
         body = self._body_with_ids(replica)
+        if replica.info.kind == "vllm" and asks_report(self._parsed.body):
+            body = without_report(self._request.body if body is None else body)
         return Target(replica.id, self._route.origin_of(replica), rank, body, OVERLOAD[replica.info.kind])
 
     def _body_with_ids(self, replica: Replica) -> bytes | None:

@@ -329,6 +329,10 @@ class Proxy(Section):
         900.0
     )
     max_attempts: Annotated[Count, _d("Replicas tried for one request, at most.")] = 3
+    max_connections: Annotated[
+        Count, _d("Open connections to one replica; requests beyond it go elsewhere, or wait.")
+    ] = 4096
+    max_idle_connections: Annotated[Count, _d("Idle ones kept for one replica.")] = 256
     retry_budget_ratio: Annotated[
         Share, _d("Retries that failed too, within 10 s: at most this share of the requests begun in that time, plus:")
     ] = 0.2
@@ -381,9 +385,17 @@ class Limits(Section):
     max_body_mb: Annotated[Count, _d("Largest request body.")] = 64
     max_header_kb: Annotated[Count, _d("Largest request head.")] = 64
     max_connections: Annotated[Count, _d("Client connections, at most.")] = 20_000
+    max_buffered_mb: Annotated[
+        Count, _d("Request bodies in memory, all together, until they are answered; beyond it 503.")
+    ] = 1024
+    write_timeout_s: Annotated[
+        Seconds, _d("A client that reads nothing for so long, while an answer waits for it, is dropped.")
+    ] = 120.0
     keepalive_s: Annotated[Seconds, _d("Idle client connections are closed after this.")] = 75.0
     header_timeout_s: Annotated[Seconds, _d("Limit for receiving a request's head.")] = 10.0
-    body_timeout_s: Annotated[Seconds, _d("Limit between two pieces of a request's body.")] = 30.0
+    body_timeout_s: Annotated[
+        Seconds, _d("Limit for a request's body; its size at 4096 bytes a second comes on top.")
+    ] = 30.0
 
 
 class Health(Section):

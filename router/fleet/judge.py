@@ -41,7 +41,7 @@ class Judge:
             self._outliers.refused(replica, message)
         elif error in _BROKEN:
             self._outliers.failed(replica, message or str(error))
-        elif full:
+        elif full or error == "pool_full":
             self._outliers.full(replica)
         elif error == "status":
             if status in (200, 500):

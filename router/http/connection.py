@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from router.http.errors import HttpError
 from router.http.message import Request, RequestParser
 from router.http.response import Response
+from router.http.sockets import notice_vanished_peer
 
 if TYPE_CHECKING:
     from router.http.server import HttpServer
@@ -32,7 +33,8 @@ class ServerConnection(asyncio.Protocol):
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._limits = server.limits
-        self._parser = RequestParser(server.limits, self._on_request, self._on_continue)
+        self._parser = RequestParser(server.limits, self._on_request, self._on_continue, self._may_hold)
+        self._held = 0  # bytes of request bodies that this connection has in memory
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._peer = ""
         self._waiting: deque[Request] = deque()
@@ -60,6 +62,7 @@ class ServerConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         transport.set_write_buffer_limits(self._limits.write_buffer_bytes)
+        notice_vanished_peer(transport)
         connections = self._server.connections
         connections.add(self)
         self.deadline = time.monotonic() + self._limits.header_timeout_s
@@ -86,6 +89,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        self._give_back(self._held)
         self._leave()
         self._waiting.clear()
         self._deaf = True
@@ -123,6 +127,16 @@ class ServerConnection(asyncio.Protocol):
             self._waiting.append(request)
         else:
             self._parser.finished = True  # answered up to here, then closed: a client has to expect that
+
+    def _may_hold(self, size: int) -> bool:
+        self._held += size
+        self._server.held_bytes += size
+        return self._server.held_bytes <= self._limits.max_buffered_bytes
+
+    def _give_back(self, size: int) -> None:
+        size = min(size, self._held)
+        self._held -= size
+        self._server.held_bytes -= size
 
     def _on_continue(self) -> None:
         if self._task is None and not self._waiting:
@@ -182,6 +196,7 @@ class ServerConnection(asyncio.Protocol):
             log.exception("handler failed: %s %s", request.method, request.path)
         finally:
             self._task = self._response = None
+            self._give_back(request.received)
             self._finish(response)
 
     def _finish(self, response: Response) -> None:
@@ -209,7 +224,8 @@ class ServerConnection(asyncio.Protocol):
         """Answer a fault found before a handler ran, then close without a reset that could overtake the answer."""
         self._deaf = True
         request = Request("GET", b"/", [], keep_alive=False)
-        Response(request, self._transport, self._server.errors).fail(fault.status, fault.message)
+        headers = [(b"retry-after", b"1")] if fault.status == 503 else None
+        Response(request, self._transport, self._server.errors).fail(fault.status, fault.message, headers)
         self._linger()
 
     def _linger(self) -> None:

@@ -10,7 +10,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class HttpError(Exception):
-    """A request that is refused. `status` goes to the client with `message`."""
+    """A request that is refused. `status` goes to the client with `message`, and with Retry-After if it is 503."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -78,6 +78,10 @@ class UpstreamError(Exception):
 
 class ConnectFailed(UpstreamError):
     """No connection: nothing of the request was sent."""
+
+
+class PoolFull(UpstreamError):
+    """As many connections are open to the origin as may be: nothing of the request was sent."""
 
 
 class ConnectionLost(UpstreamError):

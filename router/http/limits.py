@@ -15,6 +15,7 @@ class Limits:
     max_target_bytes: int = 16 * 1024  # [414]
     max_pipelined: int = 64  # parsed requests that wait on one connection; more in one read closes it after these
     max_connections: int = 20_000  # [503]
+    max_buffered_bytes: int = 1024 * 1024 * 1024  # request bodies of all connections, from first byte to answer [503]
     header_timeout_s: float = 10.0  # first byte of a request (or accept) to the end of its header block [408]
     body_timeout_s: float = 30.0  # grace for the body, plus its size / min_body_rate [408]
     min_body_rate: float = 4096.0  # bytes per second: slower uploads run into the body timeout
@@ -40,6 +41,7 @@ class UpstreamLimits:
     idle_timeout_s: float = 120.0  # between two pieces of an answer
     keepalive_s: float = 4.0  # engines (uvicorn) close idle connections after 5 s
     max_idle_per_origin: int = 256
+    max_per_origin: int = 4096  # open connections; beyond it requests go elsewhere or wait
     max_head_bytes: int = 64 * 1024
 
     def tick_s(self) -> float:

@@ -17,7 +17,19 @@ class Request:
     case. body: decoded from chunks if it came so; chunked tells which. path: target without query, undecoded.
     """
 
-    __slots__ = ("_by_name", "body", "chunked", "headers", "keep_alive", "method", "path", "peer", "target", "version")
+    __slots__ = (
+        "_by_name",
+        "body",
+        "chunked",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "peer",
+        "received",
+        "target",
+        "version",
+    )
 
     def __init__(
         self,
@@ -37,6 +49,7 @@ class Request:
         self.headers = headers
         self.version = version
         self.body = body
+        self.received = len(body)  # what it was before a handler changed it
         self.chunked = chunked
         self.keep_alive = keep_alive
         self.peer = peer
@@ -67,8 +80,16 @@ class RequestParser:
     transfer coding and only in HTTP/1.1, HTTP/1.0 and 1.1 only, no fragment in the target, and the size limits.
     """
 
-    def __init__(self, limits: Limits, on_request: Callable[[Request], None], on_continue: Callable[[], None]) -> None:
-        """on_request: called for each whole request. on_continue: the client waits for `100 Continue`."""
+    def __init__(
+        self,
+        limits: Limits,
+        on_request: Callable[[Request], None],
+        on_continue: Callable[[], None],
+        may_hold: Callable[[int], bool] = lambda size: True,
+    ) -> None:
+        """on_request: called for each whole request. on_continue: the client waits for `100 Continue`. may_hold: asked
+        for each piece of a body whether there is memory for it."""
+        self._may_hold = may_hold
         self._limits = limits
         self._on_request = on_request
         self._on_continue = on_continue
@@ -192,8 +213,11 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
         self.body_bytes += len(data)
+        held = self._may_hold(len(data))  # counted even if it is refused: the connection gives all of it back
         if self.body_bytes > self._limits.max_body_bytes:
             raise self._too_large()
+        if not held:
+            raise self._refuse(503, "too many request bodies are in memory; try again shortly")
 
     def on_message_complete(self) -> None:
         self.in_body = False

@@ -31,6 +31,8 @@ class HttpServer:
         self.errors = errors
         self.draining = False
         self.connections: set[ServerConnection] = set()
+        self.held_bytes = 0
+        """Bytes of request bodies in memory, all connections."""
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by start
         self._backlog = backlog
         self._server: asyncio.Server | None = None

@@ -7,7 +7,7 @@ import ssl
 import time
 from typing import NamedTuple
 
-from router.http.errors import ConnectFailed, UpstreamTimeout
+from router.http.errors import ConnectFailed, PoolFull, UpstreamTimeout
 from router.http.limits import UpstreamLimits
 from router.http.upstream_connection import UpstreamConnection
 
@@ -31,6 +31,8 @@ class UpstreamPool:
         self.limits = limits or UpstreamLimits()
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by the first connect
         self.busy: set[UpstreamConnection] = set()
+        self.open: dict[Origin, int] = {}
+        """Connections open or being opened, by origin."""
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -53,7 +55,9 @@ class UpstreamPool:
         return None
 
     async def connect(self, origin: Origin, timeout_s: float | None = None) -> UpstreamConnection:
-        """A fresh connection. Raises ConnectFailed, or UpstreamTimeout (`connect`) after at most timeout_s."""
+        """A fresh connection. Raises PoolFull, ConnectFailed, or UpstreamTimeout (`connect`) after timeout_s."""
+        if self.open.get(origin, 0) >= self.limits.max_per_origin:
+            raise PoolFull(f"{self.limits.max_per_origin} connections to {origin} are open")
         if self._sweeper is None and not self._closed:
             self.loop = asyncio.get_running_loop()
             self._sweep()
@@ -61,14 +65,30 @@ class UpstreamPool:
         if timeout_s is not None:
             limit = min(limit, timeout_s)
         connection = UpstreamConnection(self, origin)
+        self.open[origin] = self.open.get(origin, 0) + 1
+        connected = False
         try:
             async with asyncio.timeout(limit):
                 await self.loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+            connected = True
         except TimeoutError:
             raise UpstreamTimeout(f"{origin} accepted no connection in time", stage="connect") from None
         except (OSError, ssl.SSLError) as fault:
             raise ConnectFailed(f"cannot connect to {origin}: {fault.strerror or fault}") from None
+        finally:
+            if not connected:
+                self.closed(connection)
         return connection
+
+    def closed(self, connection: UpstreamConnection) -> None:
+        """Called when a connection is gone, or never came about; more than once does no harm."""
+        if connection.counted:
+            connection.counted = False
+            left = self.open[connection.origin] - 1
+            if left:
+                self.open[connection.origin] = left
+            else:
+                del self.open[connection.origin]
 
     def put(self, connection: UpstreamConnection) -> None:
         """Called by a connection whose exchange ended well."""

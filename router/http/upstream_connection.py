@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from router.http.errors import BadResponse, ConnectionLost, UpstreamError, UpstreamTimeout
 from router.http.framing import ChunkScanner, FramingError
+from router.http.sockets import notice_vanished_peer
 from router.http.upstream_head import Framing, ResponseHead, parse_head
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.origin = origin
         self.uses = 0
         self.closed = False
+        self.counted = True  # among the pool's open connections
         self.idle_since = 0.0
         self.deadline = math.inf
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
@@ -143,6 +145,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        notice_vanished_peer(transport)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy or self._complete:
@@ -160,6 +163,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._pool.closed(self)
         if self._busy and not self._complete:
             self._fail(
                 ConnectionLost(f"{self.origin} closed the connection", stage=self._stage(), reused=self.uses > 1)

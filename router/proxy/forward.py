@@ -17,7 +17,7 @@ from router.proxy.headers import PASS_ALL, HeaderRules, request_head, response_h
 from router.proxy.plan import Attempt, Outcome, Plan, Target
 from router.proxy.poison import PoisonGuard
 from router.proxy.relay import Relay
-from router.proxy.retry import RetryPolicy, RetryState, StatusFailure, Verdict, error_kind, final_answer
+from router.proxy.retry import UNSENT, RetryPolicy, RetryState, StatusFailure, Verdict, error_kind, final_answer
 from router.proxy.watch import ResponseWatcher, failed_before_first_token
 
 NO_ROUTE = b'{"detail":"Not Found"}'
@@ -149,7 +149,7 @@ class _Forwarding:
     def untouched(self) -> bool:
         """Nothing was done for the request anywhere."""
         return bool(self.errors) and all(
-            error_kind(error) == "connect" or (isinstance(error, StatusFailure) and error.overload)
+            error_kind(error) in UNSENT or (isinstance(error, StatusFailure) and error.overload)
             for error in self.errors
         )
 

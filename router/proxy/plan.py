@@ -24,9 +24,9 @@ class Target:
 
 @dataclass(slots=True)
 class Attempt:
-    """One target's try. error: None (answered), `connect`, `timeout`, `lost`, `bad_response`, `status` (retried
-    elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the request),
-    `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
+    """One target's try. error: None (answered), `connect`, `pool_full`, `timeout`, `lost`, `bad_response`, `status`
+    (retried elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the
+    request), `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
     stale_retries: fresh connections after a stale one."""
 
     target_id: str

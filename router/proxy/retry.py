@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from enum import Enum
 
-from router.http.errors import BadResponse, ConnectFailed, ConnectionLost, UpstreamError, UpstreamTimeout
+from router.http.errors import BadResponse, ConnectFailed, ConnectionLost, PoolFull, UpstreamError, UpstreamTimeout
 from router.proxy.budget import RetryBudget
 
 
@@ -39,6 +39,10 @@ class RetryPolicy:
     total_s: float = 600.0
     backoff_s: float = 0.05
     max_backoff_s: float = 1.0
+
+
+UNSENT = frozenset(("connect", "pool_full"))
+"""Kinds of failure after which nothing of the request was sent."""
 
 
 class Verdict(Enum):
@@ -113,7 +117,7 @@ class RetryState:
             self._stale = True
             return Verdict.SAME_FRESH
         kind = error_kind(error)
-        if kind == "connect" and not self._stale:
+        if kind in UNSENT and not self._stale:
             self._kinds.append(kind)
         elif self._wasted(kind, now):
             return Verdict.STOP
@@ -137,6 +141,8 @@ def final_answer(errors: list[UpstreamError]) -> tuple[int, bool]:
         return 503, True
     if any(isinstance(error, StatusFailure) and (error.overload or error.status == 503) for error in errors):
         return 503, True
+    if isinstance(errors[-1], PoolFull):
+        return 503, True
     if isinstance(errors[-1], UpstreamTimeout):
         return 504, False
     return 502, False
@@ -150,6 +156,8 @@ def error_kind(error: UpstreamError) -> str:
         return "connect" if error.stage == "connect" else "timeout"
     if isinstance(error, ConnectFailed):
         return "connect"
+    if isinstance(error, PoolFull):
+        return "pool_full"
     if isinstance(error, ConnectionLost):
         return "lost"
     assert isinstance(error, BadResponse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 
 import pytest
@@ -107,3 +108,13 @@ async def test_an_outage_is_not_doubled_by_retries(build) -> None:
     tries = sum(r.path == "/v1/chat/completions" for simulated in system.fleet for r in simulated.requests)
     assert 200 < tries < 250, "200 requests, 5 + 10 % retries of retries; 600 without a budget"
     await system.idle()
+
+
+async def test_the_report_mode_that_spoils_counts_never_reaches_vllm(build) -> None:
+    system = await build(replicas=1, simulator={"record_requests": 10})
+    status, _, answer = await system.post(
+        "/v1/chat/completions", ask(1, vllm_xargs={"kv_cache_report_mode": "full", "x": 1}, seed=7)
+    )
+    assert status == 200, answer
+    sent = [r for r in system.fleet[0].requests if r.path == "/v1/chat/completions"][-1]
+    assert json.loads(sent.body) == ask(1, vllm_xargs={"x": 1}, seed=7)
