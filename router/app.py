@@ -18,6 +18,7 @@ from router.api.app import Api
 from router.api.keys import Gate
 from router.api.report import Report
 from router.api.route import Route
+from router.api.sessions import Naming
 from router.api.turn import Patience, Turns
 from router.asking import AskedReplicas
 from router.catalog import SMALLEST_BLOCK, Catalog
@@ -55,7 +56,10 @@ from router.proxy.budget import RetryBudget
 from router.proxy.forward import Forwarder
 from router.proxy.poison import PoisonGuard
 from router.proxy.retry import RetryPolicy
+from router.routing.cost import Weights
+from router.routing.placement import Placement
 from router.routing.policies import POLICIES, Prefix
+from router.routing.pools import Pools
 from router.routing.types import Policy
 from router.sources import make_sources
 from router.trust import Trust
@@ -109,7 +113,7 @@ class App:
             self.metrics,
             Sessions(Digester(keep_text=config.observe.break_text), config.observe.sessions_mb << 20),
             past,
-            rate=lambda replica: None,
+            rate=lambda replica: self.placement.speed.rate / replica.speed.slowness,
             recent=Recent(config.observe.recent_requests),
         )
         self.prober = Prober(
@@ -139,6 +143,9 @@ class App:
             )
         )
         self._origins: dict[str, Origin] = {}
+        self.placement = Placement(
+            make_policy(config.routing), time.monotonic, max_sessions=config.routing.max_sessions
+        )
         self.forwarder = Forwarder(
             self.pool,
             RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s),
@@ -150,10 +157,11 @@ class App:
             self.fleet,
             self.feeds,
             self.prompts,
-            make_policy(config.routing),
+            self.placement,
             self.forwarder,
             self.metrics,
-            session_header=config.routing.session_header.lower().encode(),
+            naming=Naming(config.routing.session_header, config.routing.session_cookie),
+            pools=Pools(config.routing.light_tokens, config.routing.light_labels, config.routing.heavy_labels),
             origin_of=lambda replica: self._origins[replica.id],
             outliers=self.outliers,
             turns=Turns(
@@ -427,7 +435,7 @@ def outlier_policy(config: Config) -> OutlierPolicy:
 def make_policy(routing: Routing) -> Policy:
     """The configured policy."""
     if routing.policy == Prefix.name:
-        return Prefix(routing.recompute_weight, routing.decode_cost_tokens)
+        return Prefix(Weights(routing.recompute_weight, routing.decode_cost_tokens, routing.affinity_tokens))
     return POLICIES[routing.policy]()
 
 

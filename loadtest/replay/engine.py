@@ -91,7 +91,9 @@ class Replay:
         self.workload = workload
         self.settings = settings
         self.now = 0.0
-        self.router = VirtualRouter(policy, settings.replicas, workload.block, lambda: self.now, settings.overlay_ttl_s)
+        self.router = VirtualRouter(
+            policy, settings.replicas, workload.block, lambda: self.now, settings.overlay_ttl_s, settings.kv_blocks
+        )
         self.nodes = [_Node(place, workload.block, settings) for place in range(settings.replicas)]
         self.outcome = Outcome(settings.replicas)
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []

@@ -12,10 +12,10 @@ from typing import Protocol, runtime_checkable
 from router.engines import EngineInfo
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
-from router.fleet.load import Ticket
 from router.fleet.replica import Feed, Health, Replica
 from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
+from router.routing.placement import Facts, Placement, Sent
 from router.routing.types import Ask, Candidate, Policy
 
 MODEL = "replay"
@@ -46,30 +46,38 @@ class Observer(Protocol):
 
 
 class Routed:
-    """One dispatch: where to, what the router thought is cached there, and the ticket."""
+    """One dispatch: where to, what the router thought is cached there, and its books."""
 
-    __slots__ = ("ask", "matched", "place", "reason", "sent_at", "ticket")
+    __slots__ = ("ask", "matched", "place", "reason", "sent", "sent_at")
 
-    def __init__(self, ask: ChainAsk, place: int, matched: int, ticket: Ticket, reason: str, sent_at: float) -> None:
+    def __init__(self, ask: Ask, place: int, matched: int, sent: Sent, reason: str, sent_at: float) -> None:
         self.ask = ask
         self.place = place
         self.matched = matched
-        self.ticket = ticket
+        self.sent = sent
         self.reason = reason
         self.sent_at = sent_at
 
 
 class VirtualRouter:
-    """`clock`: virtual seconds, for predicted entries' age. `session` of an ask is what a client's header said."""
+    """`clock`: virtual seconds. `session` of an ask is what a client's header said."""
 
-    def __init__(self, policy: Policy, replicas: int, block: int, clock: Callable[[], float], ttl_s: float) -> None:
-        self.policy = policy
+    def __init__(
+        self,
+        policy: Policy,
+        replicas: int,
+        block: int,
+        clock: Callable[[], float],
+        ttl_s: float,
+        kv_blocks: int | None = None,
+    ) -> None:
+        self.placement = Placement(policy, clock)
         self.observer = policy if isinstance(policy, Observer) else None
         self.index = MemoryIndex(INDEX_BLOCKS, PredictedOverlay(ttl_s, 1 << 24, clock))
         self.fleet = Fleet()
         self.feeds = Feeds(self.index, shadow_blocks=NO_BLOCKS)
         self._block = block
-        info = EngineInfo("vllm", (MODEL,), block_size=block)
+        info = EngineInfo("vllm", (MODEL,), block_size=block, kv_tokens=kv_blocks and kv_blocks * block)
         for number in range(replicas):
             name = f"r{number}"
             self.fleet.add(
@@ -86,31 +94,35 @@ class VirtualRouter:
         block, feeds = self._block, self.feeds
         matches = self.index.match(chain)
         candidates = self._empty
+        most = 0
         if matches:
             candidates = candidates.copy()
             for name in matches:
                 place = self.places[name]
                 replica = self.replicas[place]
-                candidates[place] = Candidate(replica, feeds.held(replica, matches, True).blocks * block)
-        hittable = (tokens - 1) // block * block
-        ask = ChainAsk(tokens, hittable, session, chain, block)
-        decision = self.policy.select(ask, candidates)
+                held = feeds.held(replica, matches, True).blocks * block
+                most = max(most, held)
+                candidates[place] = Candidate(replica, held)
+        past = self.placement.look(Facts(chain, None, block, tokens, name=session), most)
+        if self.observer is not None:
+            past.ask = ChainAsk(tokens, past.ask.hittable_tokens, session, chain=chain, block=block)
+        decision = self.placement.decide(past, candidates)
         best = decision.order[0]
         replica = best.replica
-        matched = min(best.held_tokens, hittable)
-        ticket = replica.load.begin(max(0, tokens - matched), 1)
+        matched = best.cached(past.ask)
+        sent = self.placement.sent(past, best)
         self.fleet.chosen(replica)
         feeds.expect(replica, chain, feeds.held(replica, matches, True), True)
-        return Routed(ask, self.places[replica.id], matched, ticket, decision.reason, now)
+        return Routed(past.ask, self.places[replica.id], matched, sent, decision.reason, now)
 
     def first_byte(self, routed: Routed, now: float) -> None:
         """The first answer byte passed through."""
-        routed.ticket.first_byte()
+        routed.sent.first_byte(now)
         if self.observer is not None:
             self.observer.first_byte(routed.ask, self.replicas[routed.place], now - routed.sent_at)
 
     def ended(self, routed: Routed, chain: Sequence[int], now: float) -> None:
         """The answer is complete; `chain`: full blocks of prompt and answer."""
-        routed.ticket.end()
+        routed.sent.ended(now)
         if self.observer is not None:
             self.observer.ended(routed.ask, self.replicas[routed.place], chain, now - routed.sent_at)

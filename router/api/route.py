@@ -11,12 +11,13 @@ from typing import Any
 
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
+from router.api.sessions import Naming
+from router.api.state import made, needed
 from router.api.turn import Turn, Turns
 from router.engines import OVERLOAD
 from router.fleet.feeds import NOTHING, Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.judge import Judge
-from router.fleet.load import Ticket
 from router.fleet.outliers import Outliers
 from router.fleet.replica import Health, Replica
 from router.fleet.room import with_room
@@ -34,8 +35,11 @@ from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel
 from router.prompt.vocabulary import check_ids
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Attempt, Outcome, Target
+from router.routing.placement import Facts, Placement, Sent
+from router.routing.pools import Pools
 from router.routing.ramp import ramped
-from router.routing.types import Ask, Candidate, Decision, Policy
+from router.routing.sticky import StickyTable
+from router.routing.types import Candidate, Decision
 
 NEEDS_MODEL = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
@@ -66,11 +70,12 @@ class Route:
         fleet: Fleet,
         feeds: Feeds,
         prompts: PromptStage,
-        policy: Policy,
+        placement: Placement,
         forwarder: Forwarder,
         metrics: Metrics,
         *,
-        session_header: bytes,
+        naming: Naming,
+        pools: Pools,
         origin_of: Callable[[Replica], Origin],
         outliers: Outliers,
         turns: Turns,
@@ -81,7 +86,8 @@ class Route:
         self.fleet = fleet
         self.feeds = feeds
         self.prompts = prompts
-        self.policy = policy
+        self.placement = placement
+        self.sticky = StickyTable()
         self.forwarder = forwarder
         self.metrics = metrics
         self.origin_of = origin_of
@@ -90,7 +96,8 @@ class Route:
         self.answered = answered
         self.observer = observer
         self.send_token_ids = send_token_ids
-        self._session_header = session_header
+        self.naming = naming
+        self.pools = pools
 
     async def __call__(
         self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant = OPEN
@@ -129,6 +136,10 @@ class Route:
         # Of a stream without usage each event counts as one completion token.
         used = outcome.events if told is None or told.completion_tokens is None else told.completion_tokens
         grant.settle(None if told is None else told.prompt_tokens, used)
+        if outcome.status == 200 and outcome.target_id is not None:
+            state = made(request.path, parsed, grant.tenant, outcome.opening)
+            if state is not None:
+                self.sticky.keep(state, outcome.target_id)
         self._note(parsed, routed, outcome)
 
     async def _know(self, parsed: ApiRequest, replicas: list[Replica], took: Took) -> dict[str, _Known]:
@@ -146,14 +157,6 @@ class Route:
             known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
             took.lap("lookup")
         return known
-
-    def session_of(self, request: Request, parsed: ApiRequest) -> str | None:
-        """The session a request says it belongs to: header first, then the body's fields."""
-        header = request.header(self._session_header)
-        if header:
-            return header.decode("latin-1")
-        told = parsed.session
-        return told.session_id or told.prompt_cache_key or told.user
 
     def _able(self, parsed: ApiRequest, kinds: Container[str] | None = None) -> list[Replica]:
         if parsed.model is None and parsed.endpoint in NEEDS_MODEL:
@@ -207,10 +210,11 @@ class _Routed:
         "_known",
         "_left",
         "_parsed",
+        "_past",
         "_reason",
         "_request",
         "_route",
-        "_ticket",
+        "_sent",
         "_took",
         "_turn",
         "request_id",
@@ -237,12 +241,13 @@ class _Routed:
         self._parsed = parsed
         self._known = known
         self._reason = ""
-        self._ticket: Ticket | None = None
-        self._candidates = {r.id: Candidate(r, self._held(r)[1]) for r in replicas}
+        self._sent: Sent | None = None
+        self._candidates = {r.id: self._candidate(r) for r in replicas}
+        self._past = route.placement.look(self._facts(), max(c.held_tokens for c in self._candidates.values()))
         able = with_room(replicas, monotonic()) if route.fleet.bounded else replicas
         self._decision = self._decide([self._candidates[r.id] for r in able])
         self._left = ramped(self._decision.order) if route.fleet.ramping else list(self._decision.order)
-        if len(able) < len(replicas):
+        if len(able) < len(replicas) and self._decision.reason != "sticky":
             self._left += [candidate for candidate in self._candidates.values() if candidate.replica not in able]
         self._turn = turn
         self._judge = Judge(route.outliers)
@@ -256,11 +261,38 @@ class _Routed:
         match = self._route.feeds.held(replica, known.matches, known.prompt.exact)
         return match, match.blocks * known.prompt.block_size
 
-    def _decide(self, candidates: list[Candidate]) -> Decision:
-        prompt = self._prompt(candidates[0].replica).prompt
-        session = self._grant.session(self._route.session_of(self._request, self._parsed))
-        ask = Ask(prompt.tokens, prompt.hittable_blocks * prompt.block_size, session)
-        return self._route.policy.select(ask, candidates)
+    def _candidate(self, replica: Replica) -> Candidate:
+        match, held = self._held(replica)
+        return Candidate(replica, held, match.lower * self._prompt(replica).prompt.block_size)
+
+    def _facts(self) -> Facts:
+        """Lineage is followed in the chain of the first engine kind: a session's own steps agree in any."""
+        parsed, grant = self._parsed, self._grant
+        prompt = next(iter(self._known.values())).prompt
+        return Facts(
+            prompt.chain,
+            prompt.ids,
+            prompt.block_size,
+            prompt.tokens,
+            sequences=parsed.n * max(1, len(parsed.prompts)),
+            streamed=parsed.stream,
+            name=self._route.naming.name(self._request, parsed),
+            hint=grant.session(self._route.naming.hint(parsed)),
+            tenant=grant.tenant,
+            model=parsed.model or "",
+        )
+
+    def _decide(self, able: list[Candidate]) -> Decision:
+        """The order of candidates. Raises ApiError when the replica that has the request's state is gone."""
+        route = self._route
+        home = route.sticky.home(needed(self._request.path, self._parsed, self._grant.tenant))
+        if home is not None:
+            keeper = self._candidates.get(home)
+            if keeper is None:
+                message = f"The replica that keeps this state ({home}) is not available."
+                raise ApiError(503, message, code="state_unavailable", retry_after_s=1)
+            return Decision([keeper], "sticky")
+        return route.placement.decide(self._past, route.pools.select(self._past, able))
 
     def _matched(self, replica: Replica) -> int:
         prompt = self._prompt(replica).prompt
@@ -325,9 +357,8 @@ class _Routed:
         route, replica = self._route, self._candidates[target.id].replica
         prompt = self._prompt(replica).prompt
         matched = self._matched(replica)
-        sequences = self._parsed.n * max(1, len(self._parsed.prompts))
         self._judge.sent(replica)
-        self._ticket = replica.load.begin(max(0, prompt.tokens - matched), sequences)
+        self._sent = route.placement.sent(self._past, self._candidates[target.id])
         self._turn.landed()
         route.fleet.chosen(replica)
         route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
@@ -347,6 +378,7 @@ class _Routed:
     def _dispatch(self, replica: Replica) -> Dispatch:
         route, prompt = self._route, self._prompt(replica).prompt
         held = self._held(replica)[0]
+        session = self._past.session
         best = max(self._matched(candidate.replica) for candidate in self._candidates.values())
         return Dispatch(
             request=self._parsed,
@@ -363,8 +395,10 @@ class _Routed:
             best=best,
             followed=route.feeds.followed(replica, prompt.exact),
             candidates=self._told,
-            session=route.session_of(self._request, self._parsed),
-            named=route.session_of(self._request, self._parsed) is not None,
+            session=None if session is None else session.id,
+            named=session is not None and session.named,
+            parent=None if session is None else session.parent,
+            fresh=self._past.found.session is None,
             seconds=self._took.seconds,
         )
 
@@ -374,7 +408,7 @@ class _Routed:
 
     def _told(self) -> list[dict[str, Any]]:
         """The candidates in the order of the decision, as they were then."""
-        told = []
+        told, terms = [], self._decision.terms
         for place, candidate in enumerate(self._decision.order):
             match, size = self._held(candidate.replica)[0], self._prompt(candidate.replica).prompt.block_size
             told.append(
@@ -383,15 +417,15 @@ class _Routed:
                     "matched_tokens": self._matched(candidate.replica),
                     "predicted_tokens": match.predicted * size,
                     "lower_tier_tokens": match.lower * size,
-                    "cost": None if self._decision.costs is None else self._decision.costs[place],
+                    "cost_s": None if terms is None else {**terms[place]._asdict(), "total": terms[place].total},
                 }
             )
         return told
 
     def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
         """The prompt is prefilled."""
-        if self._ticket is not None:
-            self._ticket.first_byte()
+        if self._sent is not None:
+            self._sent.first_byte(monotonic(), answered=status < 400)
         replica = self._candidates[target.id].replica
         self._judge.answered(replica, status)
         if status < 400:
@@ -400,9 +434,9 @@ class _Routed:
 
     def on_end(self, target: Target, attempt: Attempt) -> None:
         """Whatever happened, the work is no longer there."""
-        if self._ticket is not None:
-            self._ticket.end()
-            self._ticket = None
+        if self._sent is not None:
+            self._sent.ended(monotonic())
+            self._sent = None
             self._route.turns.admission.pump()
         replica = self._candidates[target.id].replica
         full = attempt.status == target.overload

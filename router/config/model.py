@@ -237,15 +237,35 @@ class Routing(Section):
         float,
         Meta(ge=1),
         _d("Policy prefix: what one token of this prompt to be recomputed costs, against one token of queue."),
-    ] = 1.5
+    ] = 2.0
     decode_cost_tokens: Annotated[
         float,
         Meta(ge=0),
         _d("Policy prefix: what one running sequence costs a newcomer, in uncached prefill tokens."),
     ] = 64.0
+    affinity_tokens: Annotated[
+        float,
+        Meta(ge=0),
+        _d("Policy prefix: by how many uncached prefill tokens a session prefers the replica of its last step."),
+    ] = 128.0
     session_header: Annotated[
-        str, Meta(pattern=r"^[A-Za-z0-9-]+$"), _d("Request header that names the session (policy session, receipts).")
+        str,
+        Meta(pattern=r"^[A-Za-z0-9-]+$"),
+        _d("Request header that names the session. The headers of Claude Code, Codex and OpenCode are known as well."),
     ] = "x-session-id"
+    session_cookie: Annotated[Name | None, _d("Cookie that names the session, for clients that keep one.")] = None
+    max_sessions: Annotated[Count, _d("Sessions remembered, at most; about 1 kB each.")] = 100_000
+    light_tokens: Annotated[
+        int,
+        Meta(ge=0),
+        _d("A prompt with fewer tokens of its own that continues no session is light: little is lost when it moves."),
+    ] = 512
+    light_labels: Annotated[
+        dict[str, str], _d("Light requests go to replicas with these labels while one is up. Empty: to any.")
+    ] = field(default_factory=dict)
+    heavy_labels: Annotated[
+        dict[str, str], _d("All other requests go to replicas with these labels while one is up. Empty: to any.")
+    ] = field(default_factory=dict)
 
 
 class Prompt(Section):

@@ -1,19 +1,41 @@
-"""The work this router has given a replica and has not seen the end of."""
+"""The work this router has given a replica: what is unfinished, and what it was lately.
+
+The second outlives requests. Agents that take turns leave nothing in flight at any decision; what their replica did in
+the last half minute still says how likely the next step is to meet another one there.
+"""
 
 from __future__ import annotations
 
+import math
+from heapq import heappop, heappush
+
+RECENT_S = 30.0
+"""Time constant over which past work fades."""
+
 
 class Load:
-    """Counters of one replica's unfinished work; all are zero when nothing is under way.
+    """Counters of one replica's work; those of unfinished work are zero when nothing is under way.
 
     `pending_prefill`: uncached prompt tokens sent whose first answer byte has not come.
     `running`: sequences sent and not ended.
     `other_prefill`, `other_running`: the same of the other routers, where an index is shared (else 0).
     `turn`: a number that grows with every dispatch over the whole fleet; the least recently chosen replica has the
     smallest.
+    `warm_tokens`: tokens that sessions living there are expected to come back for (see routing.lineage).
     """
 
-    __slots__ = ("other_prefill", "other_running", "pending_prefill", "running", "turn")
+    __slots__ = (
+        "_at",
+        "_due",
+        "_prefilled",
+        "_sequence_s",
+        "other_prefill",
+        "other_running",
+        "pending_prefill",
+        "running",
+        "turn",
+        "warm_tokens",
+    )
 
     def __init__(self) -> None:
         self.pending_prefill = 0
@@ -21,6 +43,11 @@ class Load:
         self.other_prefill = 0
         self.other_running = 0
         self.turn = 0
+        self.warm_tokens = 0.0
+        self._at = 0.0
+        self._due: list[tuple[float, int, Ticket]] = []
+        self._prefilled = 0.0
+        self._sequence_s = 0.0
 
     @property
     def queued_tokens(self) -> int:
@@ -32,9 +59,37 @@ class Load:
         """Sequences sent there and not ended, of all routers."""
         return self.running + self.other_running
 
-    def begin(self, uncached_tokens: int, sequences: int = 1) -> Ticket:
-        """Count a dispatch at once, before the bytes are sent."""
-        return Ticket(self, uncached_tokens, sequences)
+    def settle(self, now: float) -> None:
+        """Take prompts off the queue that should be prefilled by now, of answers that come in one piece."""
+        while self._due and self._due[0][0] <= now:
+            heappop(self._due)[2].first_byte()
+
+    def recent(self, now: float) -> tuple[float, float]:
+        """(uncached prompt tokens a second, mean number of sequences) lately; `now` in seconds, any steady clock."""
+        self._fade(now)
+        return self._prefilled / RECENT_S, self._sequence_s / RECENT_S
+
+    def begin(
+        self, uncached_tokens: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None
+    ) -> Ticket:
+        """Count a dispatch at once, before the bytes are sent.
+
+        `prefilled_at`: when its prompt is expected to be prefilled, where no first byte will tell.
+        """
+        self._fade(now)
+        self._prefilled += uncached_tokens
+        ticket = Ticket(self, uncached_tokens, sequences)
+        if prefilled_at is not None:
+            heappush(self._due, (prefilled_at, id(ticket), ticket))
+        return ticket
+
+    def _fade(self, now: float) -> None:
+        passed = now - self._at
+        if passed > 0:
+            keep = math.exp(-passed / RECENT_S)
+            self._prefilled *= keep
+            self._sequence_s = self._sequence_s * keep + self.sequences * RECENT_S * (1 - keep)
+            self._at = now
 
 
 class Ticket:
@@ -54,8 +109,10 @@ class Ticket:
         self._load.pending_prefill -= self._prefill
         self._prefill = 0
 
-    def end(self) -> None:
+    def end(self, now: float = 0.0) -> None:
         """The request is over, well or badly."""
         self.first_byte()
-        self._load.running -= self._sequences
-        self._sequences = 0
+        if self._sequences:
+            self._load._fade(now)
+            self._load.running -= self._sequences
+            self._sequences = 0

@@ -11,6 +11,7 @@ from time import time
 from router.engines import EngineInfo, EngineKind, EngineLoad, EventSource
 from router.fleet.breaker import Breaker
 from router.fleet.load import Load
+from router.fleet.speed import Speed
 
 
 class Health(StrEnum):
@@ -71,8 +72,14 @@ class Replica:
     """Part of the limit: what it had when it last said that its queue is full."""
     full_until: float = 0.0
     """It said that its queue is full; nothing is sent there before this time (monotonic) while others have room."""
+    speed: Speed = field(default_factory=Speed)
     reported: EngineLoad | None = None
     reported_at: float = 0.0
+
+    @property
+    def kv_tokens(self) -> int:
+        """Size of its KV cache in tokens; 0 if the engine doesn't say."""
+        return (self.info.kv_tokens or 0) if self.info is not None else 0
 
     def serves(self, model: str) -> bool:
         """Whether it answers to this model, alias or adapter name."""

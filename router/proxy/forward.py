@@ -288,4 +288,4 @@ class _Forwarding:
             outcome.error = attempt.error
             outcome.ttft_s = watch.first_at - self.started if watch.first_at is not None else None
             outcome.usage = watch.usage()
-            outcome.events, outcome.body_bytes = watch.events, watch.bytes
+            outcome.events, outcome.body_bytes, outcome.opening = watch.events, watch.bytes, watch.opening

@@ -42,7 +42,8 @@ class Outcome:
     """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
     left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try, `poison` if the
     request is refused because replicas went down under it, `held` if it may be forwarded again. Times in seconds
-    from the start of forward(); ttft_s: to the first content byte of the answer."""
+    from the start of forward(); ttft_s: to the first content byte of the answer.
+    opening: the answer's first bytes, at most 1 kB."""
 
     target_id: str | None = None
     status: int | None = None
@@ -54,6 +55,7 @@ class Outcome:
     client_gone: bool = False
     events: int = 0
     body_bytes: int = 0
+    opening: bytes = b""
 
 
 class Plan(Protocol):

@@ -14,6 +14,7 @@ _FAILED = re.compile(rb'\s*(?:event:\s*error\s+)?data:\s*\{\s*(?:"error":\s*[{"]
 _REQUEST_AT_FAULT = re.compile(rb'"code":\s*"?4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')
 _WINDOW_BYTES = 4096
 _CARRY_BYTES = 64
+_OPENING_BYTES = 1024
 
 
 def failed_before_first_token(content_type: bytes, payload: bytes) -> bool:
@@ -59,6 +60,7 @@ class ResponseWatcher:
         "error_seen",
         "events",
         "first_at",
+        "opening",
         "sse",
     )
 
@@ -73,6 +75,7 @@ class ResponseWatcher:
         self.first_at: float | None = None  # when the first content (no SSE comment) came
         self.events = 0
         self.bytes = 0
+        self.opening = b""  # the answer's first bytes, at most 1 kB: where ids of new state are
         self.error_seen = False  # an error event in a stream whose status said 200
         self.engine_at_fault = False  # one that does not blame the request
 
@@ -83,6 +86,8 @@ class ResponseWatcher:
             self.first_at = now
         if self.encoded:
             return
+        if not self.opening:
+            self.opening = bytes(payload[:_OPENING_BYTES])
         if self._open and self._last is not None:
             self._last += payload[: _WINDOW_BYTES - len(self._last)]
             self._open = len(self._last) < _WINDOW_BYTES

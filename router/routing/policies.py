@@ -7,45 +7,31 @@ from collections.abc import Callable, Sequence
 
 import xxhash
 
+from router.routing.cost import Weights, terms
 from router.routing.types import Ask, Candidate, Decision, Policy
 
 
 class Prefix:
-    """Least predicted work before this request's first token, in uncached prefill tokens.
+    """Least predicted time, of this request and of what its session will meet later: see routing.cost.
 
-        cost = uncached prompt tokens already queued there
-             + recompute_weight x uncached tokens of this prompt
-             + decode_cost x sequences running there
+    A replica that holds the prompt is left exactly when waiting for it is predicted to cost more than recomputing
+    elsewhere. Equal costs go to the least recently chosen replica.
 
-    All three are what the newcomer waits for: the engine computes queued prompts first, then ours, and every running
-    sequence takes its share of each step. Recomputing weighs more than waiting because it also delays whoever comes
-    next. One currency means no thresholds: a replica that holds the prompt is left when its queue is longer than
-    what recomputing elsewhere costs. Equal costs go to the least recently chosen replica.
-
-    Use it for agents and chats, whose prompts grow. It is the default.
+    Use it for agents and chats, whose prompts grow, and for everything that comes along with them. It is the default.
     """
 
     name = "prefix"
 
-    def __init__(self, recompute_weight: float = 1.5, decode_cost: float = 64.0) -> None:
-        self._recompute_weight = recompute_weight
-        self._decode_cost = decode_cost
-
-    def cost(self, ask: Ask, candidate: Candidate) -> float:
-        """The predicted work, in tokens."""
-        load = candidate.replica.load
-        uncached = ask.prompt_tokens - candidate.cached(ask)
-        return load.queued_tokens + self._recompute_weight * uncached + self._decode_cost * load.sequences
+    def __init__(self, weights: Weights | None = None) -> None:
+        self._weights = weights or Weights()
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""
-        scored = sorted(
-            (
-                (self.cost(ask, candidate), candidate.replica.load.turn, place)
-                for place, candidate in enumerate(candidates)
-            )
+        priced = [terms(ask, candidate, self._weights) for candidate in candidates]
+        places = sorted(
+            range(len(candidates)), key=lambda place: (priced[place].total, candidates[place].replica.load.turn)
         )
-        order = [candidates[place] for _, _, place in scored]
+        order = [candidates[place] for place in places]
         held = [candidate.cached(ask) for candidate in candidates]
         best, mine = max(held), order[0].cached(ask)
         if len(candidates) == 1:
@@ -56,7 +42,7 @@ class Prefix:
             reason = "spilled"
         else:
             reason = "prefix" if min(held) < best else "shared"
-        return Decision(order, reason, [cost for cost, _, _ in scored])
+        return Decision(order, reason, [priced[place] for place in places])
 
 
 class RoundRobin:

@@ -4,31 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from router.fleet.replica import Replica
+from router.fleet.speed import PRIOR_BASE_S, PRIOR_RATE
 
 
 @dataclass(slots=True, frozen=True)
 class Ask:
-    """What is known of a request when it is routed. Token counts are 0 for a request without a prompt."""
+    """What is known of a request when it is routed. Token counts are 0 for a request without a prompt.
+
+    `session`: the name the client gives its session, for policies that go by it. `home`: the replica of the session's
+    last step. `shared_tokens`: leading tokens that other sessions' prompts have too; `copy_users`: sessions expected to
+    use another copy of those. `steps_left`, `step_tokens`: how often the session is expected to come back, and with how
+    many new tokens each time. `kept_tokens`: what it will keep in the cache besides the shared part when it is over.
+    `own_warm`: of its home's `Load.warm_tokens`, what stands for this session. `base_s`, `rate`: the fleet's speed
+    (see fleet.speed); `answer_s`: how long answers take after their first token. `now`: seconds on the router's clock.
+    """
 
     prompt_tokens: int = 0
     hittable_tokens: int = 0
     """The most an engine can reuse: whole blocks, and at least one token is always computed."""
     session: str | None = None
+    home: str = ""
+    shared_tokens: int = 0
+    copy_users: float = 1.0
+    steps_left: float = 0.0
+    step_tokens: float = 0.0
+    kept_tokens: float = 0.0
+    own_warm: float = 0.0
+    base_s: float = PRIOR_BASE_S
+    rate: float = PRIOR_RATE
+    answer_s: float = 0.0
+    now: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)
 class Candidate:
-    """A replica that may take the request, and how many leading prompt tokens the index says it holds."""
+    """A replica that may take the request, and how many leading prompt tokens the index says it holds.
+
+    `lower_tokens` of them lie below the GPU (host memory, disk) and have to be loaded first.
+    """
 
     replica: Replica
     held_tokens: int = 0
+    lower_tokens: int = 0
 
     def cached(self, ask: Ask) -> int:
         """Prompt tokens it would not have to compute."""
         return min(self.held_tokens, ask.hittable_tokens)
+
+
+class Terms(NamedTuple):
+    """A candidate's cost in seconds, by what it is made of (routing.cost says how)."""
+
+    base: float
+    queue: float
+    crowd: float
+    prefill: float
+    later: float
+    affinity: float
+
+    @property
+    def total(self) -> float:
+        return self.base + self.queue + self.crowd + self.prefill + self.later - self.affinity
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,12 +76,13 @@ class Decision:
 
     Reasons: `prefix` (holds more of the prompt than others), `cold` (nobody holds any of it), `shared` (all that
     are equally good hold as much), `spilled` (another holds more, but this one is predicted to answer sooner),
-    `session`, `round_robin`, `random`, `least_load`, `only` (no choice).
+    `session`, `round_robin`, `random`, `least_load`, `only` (no choice), `sticky` (state that is in one replica).
+    `terms`: each candidate's cost, in the same order, where the policy has one.
     """
 
     order: Sequence[Candidate]
     reason: str
-    costs: Sequence[float] | None = None
+    terms: Sequence[Terms] | None = None
 
 
 class Policy(Protocol):

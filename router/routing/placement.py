@@ -1,0 +1,175 @@
+"""Placing requests: what is known of a request's past and future, the policy's choice, and what is learnt from answers.
+
+past   = placement.look(prompt facts)           whose step is it?            changes nothing
+choice = placement.decide(past, candidates)     where does it go?            changes nothing
+sent   = placement.sent(past, candidate)        books: load, session         at each dispatch
+sent.first_byte(now), sent.ended(now)           what it took                 exactly once each, `ended` always
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from router.fleet.load import Ticket
+from router.fleet.replica import Replica
+from router.fleet.speed import FleetSpeed
+from router.routing.lineage import Found, Lineage, Session
+from router.routing.popularity import Popularity
+from router.routing.types import Ask, Candidate, Decision, Policy
+
+
+@dataclass(slots=True, frozen=True)
+class Facts:
+    """What placement has to know of a request. `ids`: packed token ids of an exact prompt, None if unknown.
+
+    `name`: the session's name if the client gives one; `hint`: anything weaker that groups requests (a user's name).
+    """
+
+    chain: Sequence[int] = ()
+    ids: bytes | None = None
+    block_size: int = 16
+    tokens: int = 0
+    sequences: int = 1
+    streamed: bool = True
+    name: str | None = None
+    hint: str | None = None
+    tenant: str = ""
+    model: str = ""
+
+    @property
+    def hittable_tokens(self) -> int:
+        """The most an engine can reuse: whole blocks, and at least one token is always computed."""
+        return max(0, (self.tokens - 1) // self.block_size * self.block_size)
+
+
+@dataclass(slots=True)
+class Past:
+    """A request's place among those before it. `shared_tokens`, `kind`: see lineage and habits."""
+
+    facts: Facts
+    found: Found
+    shared_tokens: int
+    kind: int
+    ask: Ask
+    session: Session | None = None
+    """The session it became a step of, once it was sent."""
+
+
+class Placement:
+    """One router's memory of sessions, prefixes and speeds, and its policy. `clock`: seconds, steady."""
+
+    def __init__(self, policy: Policy, clock: Callable[[], float], *, max_sessions: int = 100_000) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.lineage = Lineage(clock, max_sessions)
+        self.popularity = Popularity()
+        self.speed = FleetSpeed()
+        self.answer_s = 1.0
+
+    def look(self, facts: Facts, most_held: int) -> Past:
+        """What is known before the decision. `most_held`: leading tokens that the best replica holds."""
+        now, lineage = self.clock(), self.lineage
+        habits = lineage.habits
+        found = lineage.find(facts.chain, facts.ids, facts.block_size, facts.name, facts.tenant)
+        session = found.session
+        if session is not None:
+            shared, kind = session.shared_tokens, session.kind
+        else:
+            shared = min(most_held, facts.hittable_tokens)
+            kind = habits.kind(facts.tokens, shared)
+        key = self._prefix(facts, shared)
+        steps_left = habits.steps_left(kind)
+        ask = Ask(
+            prompt_tokens=facts.tokens,
+            hittable_tokens=facts.hittable_tokens,
+            session=facts.name or facts.hint,
+            home=session.home if session is not None else "",
+            shared_tokens=shared,
+            copy_users=self.popularity.expected(key, now) if key else 1.0,
+            steps_left=steps_left,
+            step_tokens=habits.growth(kind),
+            kept_tokens=lineage.expected_tokens(session, kind, facts.tokens, shared),
+            own_warm=session.warm if session is not None else 0.0,
+            base_s=self.speed.base_s,
+            rate=self.speed.rate,
+            answer_s=self.answer_s,
+            now=now,
+        )
+        return Past(facts, found, shared, kind, ask)
+
+    def decide(self, past: Past, candidates: Sequence[Candidate]) -> Decision:
+        """The policy's choice."""
+        warm = self.lineage.warm_tokens
+        for candidate in candidates:
+            load = candidate.replica.load
+            load.settle(past.ask.now)
+            load.warm_tokens = warm.get(candidate.replica.id, 0.0)
+        return self.policy.select(past.ask, candidates)
+
+    def sent(self, past: Past, candidate: Candidate) -> Sent:
+        """The request goes to `candidate`: counted there at once."""
+        return Sent(self, past, candidate)
+
+    def _prefix(self, facts: Facts, shared_tokens: int) -> int:
+        depth = shared_tokens // facts.block_size
+        return facts.chain[depth - 1] if 0 < depth <= len(facts.chain) else 0
+
+
+class Sent:
+    """One dispatch under way."""
+
+    __slots__ = ("_at", "_first", "_placement", "_streamed", "_ticket", "_work", "replica", "session")
+
+    def __init__(self, placement: Placement, past: Past, candidate: Candidate) -> None:
+        facts = past.facts
+        now = placement.clock()
+        self._placement = placement
+        self.replica: Replica = candidate.replica
+        load = self.replica.load
+        uncached = max(0, facts.tokens - candidate.cached(past.ask))
+        self._work = load.queued_tokens + uncached
+        self._at = now
+        self._first = 0.0
+        self._streamed = facts.streamed
+        # An answer that is not streamed has its first byte at its end: nothing tells when its prompt was done.
+        due = None if facts.streamed else now + self.replica.speed.slowness * placement.speed.predict(self._work)
+        self._ticket: Ticket = load.begin(uncached, facts.sequences, now, due)
+        self.session: Session | None = None
+        if past.session is not None:
+            self.session = past.session  # sent before, to a replica that failed
+            placement.lineage.moved(past.session, self.replica.id)
+        elif facts.chain:
+            if past.found.session is None and (key := placement._prefix(facts, past.shared_tokens)):
+                placement.popularity.note(key, now)
+            self.session = placement.lineage.sent(
+                past.found,
+                self.replica.id,
+                facts.chain,
+                facts.ids,
+                facts.block_size,
+                facts.tokens,
+                past.shared_tokens,
+                facts.name,
+                facts.tenant,
+                facts.model,
+            )
+            past.session = self.session
+
+    def first_byte(self, now: float, *, answered: bool = True) -> None:
+        """The first byte of the answer's body is here; `answered` if it is an answer and no refusal."""
+        self._ticket.first_byte()
+        if not self._streamed:
+            return
+        self._first = now
+        if answered and self._work:
+            self.replica.speed.observe(self._placement.speed, self._work, now - self._at)
+
+    def ended(self, now: float) -> None:
+        """Nothing of it is there any more."""
+        self._ticket.end(now)
+        if self._first:
+            self._placement.answer_s += 0.01 * (now - self._first - self._placement.answer_s)
+        if self.session is not None:
+            self._placement.lineage.ended(self.session)
+            self.session = None
