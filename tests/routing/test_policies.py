@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet.replica import Replica
+from router.fleet.speed import PRIOR_RATE
 from router.routing.policies import POLICIES, LeastLoad, Prefix, Random, RoundRobin, Session
 from router.routing.types import Ask, Candidate
 
@@ -29,11 +30,12 @@ def test_prefix_takes_the_replica_that_holds_most() -> None:
     decision = Prefix().select(ask(), candidates(0, 640, 320))
     assert [c.replica.id for c in decision.order] == ["r1", "r2", "r0"]
     assert decision.reason == "prefix"
-    assert decision.costs == [1.5 * 360, 1.5 * 680, 1.5 * 1000]
+    assert decision.terms is not None
+    assert [term.prefill for term in decision.terms] == [2.0 * tokens / PRIOR_RATE for tokens in (360, 680, 1000)]
 
 
 def test_prefix_leaves_a_holder_exactly_when_its_queue_costs_more_than_recomputing() -> None:
-    for queued, expected, reason in ((959, "r1", "prefix"), (961, "r0", "spilled")):
+    for queued, expected, reason in ((1279, "r1", "prefix"), (1281, "r0", "spilled")):
         options = candidates(0, 640)
         options[1].replica.load.begin(queued, sequences=0)
         decision = Prefix().select(ask(), options)

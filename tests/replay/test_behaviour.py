@@ -1,0 +1,85 @@
+"""What the policy does on whole workloads, in virtual time: deterministic, with the router's own routing code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from loadtest.replay.engine import Replay, Settings
+from loadtest.replay.generate import WORKLOADS
+from loadtest.replay.result import Outcome, as_json
+from loadtest.replay.workload import ideal
+from router.routing.policies import POLICIES
+
+REPLICAS, REQUESTS = 8, 4000
+
+
+@cache
+def outcome(name: str, policy: str = "prefix") -> tuple[Outcome, float, Replay]:
+    """The outcome, the hit rate that one cache as large as all together would have, and the replay."""
+    workload = WORKLOADS[name](REPLICAS, REQUESTS)
+    setting = Settings(replicas=REPLICAS, kv_blocks=workload.kv_blocks or 25_000, slow=workload.slow)
+    replay = Replay(workload, POLICIES[policy](), setting)
+    return replay.run(), ideal(workload, setting.kv_blocks * REPLICAS).pooled, replay
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_the_hit_rate_is_near_the_ideal(name: str) -> None:
+    done, possible, _ = outcome(name)
+    assert done.hit_rate >= 0.97 * possible
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_tail_latency_and_goodput_are_at_least_those_of_the_simple_policies(name: str) -> None:
+    limits = {"ttft": 0.5, "tpot": 0.05}
+    ours = as_json(outcome(name)[0], ideal_of(name), limits)
+    for policy in ("round_robin", "least_load", "session"):
+        theirs = as_json(outcome(name, policy)[0], ideal_of(name), limits)
+        assert ours["p99_ttft_ms"] <= 1.05 * theirs["p99_ttft_ms"], policy
+        assert ours["goodput_share"] >= theirs["goodput_share"] - 0.001, policy
+
+
+@cache
+def ideal_of(name: str):  # type: ignore[no-untyped-def]
+    return ideal(WORKLOADS[name](REPLICAS, REQUESTS), 1 << 40)
+
+
+def test_a_shared_system_prompt_neither_pins_nor_scatters() -> None:
+    done, _, _ = outcome("agents")
+    assert done.hotspot < 2.0
+    assert min(done.sent) > 0.4 * REQUESTS / REPLICAS
+    assert done.stayed / (done.stayed + done.moved) > 0.95
+
+
+def test_agents_in_turn_use_the_whole_fleet_although_nothing_is_ever_in_flight() -> None:
+    done, _, _ = outcome("sequential")
+    assert max(done.sent) < 0.35 * sum(done.sent)
+    assert done.stayed / (done.stayed + done.moved) > 0.95
+
+
+def test_a_slow_replica_is_found_out_and_left() -> None:
+    done, _, replay = outcome("slow-replica")
+    assert done.sent[0] < 0.25 * REQUESTS / REPLICAS
+    slow, *others = [replica.speed.slowness for replica in replay.router.replicas]
+    assert slow > 1.3 * max(others)
+
+
+def test_a_flash_crowd_spreads_over_the_fleet() -> None:
+    done, _, _ = outcome("flash-crowd")
+    assert done.hotspot < 1.6
+
+
+def test_a_rare_prefix_is_not_copied_without_need() -> None:
+    """Two sessions a minute under one system prompt, on an idle fleet: one replica is enough."""
+    workload = WORKLOADS["agents"](REPLICAS, 200, rate=0.05, groups=1)
+    done = Replay(replace(workload, name="rare"), POLICIES["prefix"](), Settings(replicas=REPLICAS)).run()
+    assert sum(sent > 0 for sent in done.sent) <= 3
+
+
+def test_light_requests_leave_the_warm_alone() -> None:
+    """Mixed with agents whose caches are nearly full, single questions cost the agents nothing."""
+    workload = WORKLOADS["mixed"](4, 2000)
+    done = Replay(workload, POLICIES["prefix"](), Settings(replicas=4, kv_blocks=6000)).run()
+    assert done.hit_rate >= 0.97 * ideal(workload, 24_000).pooled

@@ -1,0 +1,131 @@
+"""What placement learns: speed, habits, recent load, hot prefixes, state that is in one replica, classes."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.fleet.load import Load
+from router.fleet.replica import Replica
+from router.fleet.speed import FleetSpeed, Speed
+from router.routing.habits import Habits
+from router.routing.placement import Facts, Placement
+from router.routing.policies import Prefix
+from router.routing.pools import Pools
+from router.routing.popularity import Popularity
+from router.routing.sticky import StickyTable
+from router.routing.types import Candidate
+
+
+def test_the_fleets_line_is_found_and_a_slow_replica_stands_out() -> None:
+    fleet, fast, slow = FleetSpeed(), Speed(), Speed()
+    for number in range(400):
+        work = 100 + number * 37 % 3000
+        for speed, factor in ((fast, 1.0), (fast, 1.0), (fast, 1.0), (slow, 3.0)):
+            speed.observe(fleet, work, factor * (0.01 + work / 20_000))
+    assert 8_000 < fleet.rate < 20_000
+    assert slow.slowness / fast.slowness == pytest.approx(3.0, rel=0.25)
+
+
+def test_a_single_stall_is_not_a_speed() -> None:
+    fleet, speed = FleetSpeed(), Speed()
+    for _ in range(100):
+        speed.observe(fleet, 500, 0.05)
+    speed.observe(fleet, 500, 60.0)
+    assert speed.slowness < 1.2
+
+
+def test_recent_work_outlives_requests_and_fades() -> None:
+    load = Load()
+    for second in range(60):
+        ticket = load.begin(3000, 1, float(second))
+        ticket.first_byte()
+        ticket.end(second + 0.5)
+    assert (load.pending_prefill, load.running) == (0, 0)
+    tokens, sequences = load.recent(60.0)
+    assert tokens == pytest.approx(3000 * 0.86, rel=0.1)
+    assert sequences == pytest.approx(0.5 * 0.86, rel=0.1)
+    assert load.recent(360.0)[0] < 1
+
+
+def test_an_answer_in_one_piece_leaves_the_queue_when_its_prompt_should_be_done() -> None:
+    load = Load()
+    ticket = load.begin(4000, 1, 10.0, prefilled_at=10.5)
+    load.settle(10.4)
+    assert load.queued_tokens == 4000
+    load.settle(10.5)
+    assert (load.queued_tokens, load.sequences) == (0, 1)
+    ticket.end(12.0)
+    assert (load.queued_tokens, load.sequences) == (0, 0)
+
+
+def test_single_questions_and_agents_have_habits_of_their_own() -> None:
+    habits = Habits()
+    single, agent = habits.kind(100, 0), habits.kind(3000, 2000)
+    for _ in range(300):
+        habits.began(single)
+        habits.began(agent)
+        for _ in range(9):
+            habits.continued(agent, 400, 1.0)
+    assert habits.steps_left(single) < 1
+    assert habits.steps_left(agent) == pytest.approx(9, rel=0.15)
+    assert habits.growth(agent) == pytest.approx(400, rel=0.1)
+    assert habits.returns(single) < 0.5 < habits.returns(agent)
+
+
+def test_prefixes_are_counted_faded_and_bounded() -> None:
+    popularity = Popularity(max_prefixes=3)
+    for second in range(10):
+        popularity.note(1, second)
+    popularity.note(2, 10)
+    assert 8 < popularity.expected(1, 10) < 10
+    assert popularity.expected(1, 1000) < 0.01
+    assert [key for key, _ in popularity.hottest(2, 10)] == [1, 2]
+    for key in range(3, 9):
+        popularity.note(key, 11)
+    assert len(popularity) == 3
+
+
+def test_state_is_remembered_within_bounds() -> None:
+    table = StickyTable(max_entries=2)
+    table.keep(("", "response", "a"), "r0")
+    table.keep(("", "response", "b"), "r1")
+    assert table.home(("", "response", "a")) == "r0"
+    table.keep(("", "response", "c"), "r1")
+    assert table.home(("", "response", "b")) is None
+    assert table.home(("other", "response", "a")) is None
+    assert table.home(None) is None
+
+
+def test_a_failed_try_moves_the_session_and_books_nothing_twice() -> None:
+    now = [0.0]
+    placement = Placement(Prefix(), lambda: now[0])
+    candidates = [Candidate(Replica(name, f"http://{name}:1")) for name in ("a", "b")]
+    facts = Facts(list(range(1, 11)), None, 16, 170)
+    past = placement.look(facts, 0)
+    first = placement.sent(past, candidates[0])
+    first.ended(0.1)
+    second = placement.sent(past, candidates[1])
+    second.first_byte(0.2)
+    second.ended(0.3)
+    (session,) = placement.lineage
+    assert (session.steps, session.home, session.active) == (1, "b", 0)
+    assert all(c.replica.load.running == 0 == c.replica.load.pending_prefill for c in candidates)
+    assert list(placement.lineage.warm_tokens) == ["b"]
+    assert candidates[0].replica.speed.slowness == 1.0
+
+
+def test_classes_go_to_their_pools_and_to_anyone_while_those_are_away() -> None:
+    placement = Placement(Prefix(), lambda: 0.0)
+    big = Candidate(Replica("big", "http://big:1", labels={"tier": "big"}))
+    small = Candidate(Replica("small", "http://small:1", labels={"tier": "small"}))
+    pools = Pools(512, {"tier": "small"}, {"tier": "big"})
+    light = placement.look(Facts([1, 2], None, 16, 40), 0)
+    heavy = placement.look(Facts(list(range(1, 200)), None, 16, 3200), 0)
+    assert pools.is_light(light)
+    assert not pools.is_light(heavy)
+    assert list(pools.select(light, [big, small])) == [small]
+    assert list(pools.select(heavy, [big, small])) == [big]
+    assert list(pools.select(light, [big])) == [big]
+    placement.sent(light, small)
+    again = placement.look(Facts([1, 2, 3], None, 16, 55), 32)
+    assert not pools.is_light(again), "it continues a session"
