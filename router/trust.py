@@ -3,7 +3,7 @@
 | evidence | what is compared | wrong when | right again when |
 |---|---|---|---|
 | ids | the probes' ids with the engine's own (api.parity) | any differs | all are equal |
-| blocks | a prompt's chain with the blocks that events announced after it | half are missing | 9 of 10 are there |
+| blocks | a prompt's chain with the blocks that events announced after it | 4 of 5 are missing | 9 of 10 are there |
 | cached | predicted with actual `cached_tokens` | 9 of 10 tokens differ | all but `drift_alert` agree |
 
 A replica with wrong evidence is distrusted: its events can't be matched with this router's chains, so its cache is
@@ -40,7 +40,7 @@ _FIRST_ANSWERS = 20
 _SPARSE = 16
 _LOOKS_S = (0.1, 0.4, 1.0, 2.0)
 _MAX_WAITING = 64
-_BLOCKS_WRONG, _BLOCKS_RIGHT, _BLOCKS_SAMPLES = 0.5, 0.1, 8
+_BLOCKS_WRONG, _BLOCKS_RIGHT, _BLOCKS_SAMPLES = 0.8, 0.1, 8
 _CACHED_WRONG, _CACHED_SAMPLES, _ALERT_SAMPLES = 0.9, 30, 20
 
 
