@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from router.api import status
 from router.api.admin import Admin
+from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
 from router.api.keys import Gate
 from router.api.report import Report
@@ -30,7 +31,7 @@ from router.fleet.breaker import Circuit
 from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
-from router.fleet.membership import Membership
+from router.fleet.membership import Membership, Wishes
 from router.fleet.outliers import TICK_S, OutlierPolicy, Outliers
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
@@ -195,8 +196,12 @@ class App:
         self.admin = Admin(
             metrics=self.metrics.page,
             ready=self.ready,
-            replicas=lambda: status.replicas(self.fleet, self.feeds.status()),
-            routes=Report(self.observer).routes(),
+            replicas=lambda: {"replicas": self._replicas(), "removed": self.membership.removed()},
+            token=lambda: self.credentials.admin_token,
+            routes=[
+                *ReplicaAdmin(Wishes(), self._view, self.membership.wish).routes(),
+                *Report(self.observer).routes(),
+            ],
         )
         self.admin_port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -209,7 +214,8 @@ class App:
                 config.admin.host, config.admin.port, ssl=self.credentials.admin_tls
             )
         self.membership.report("configuration", configured(config))
-        self.membership.start(make_sources(config.discovery))
+        self.membership.start()
+        await self.membership.follow(make_sources(config.discovery))
         if self.feeds.shared is not None:
             self.feeds.shared.start()
         self._tasks = [
@@ -264,6 +270,12 @@ class App:
         if self.feeds.shared is not None:
             troubles += self.feeds.shared.degraded()
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
+
+    def _replicas(self) -> list[dict[str, Any]]:
+        return status.replicas(self.fleet, self.feeds.status(), self.membership.sources)
+
+    async def _view(self) -> list[dict[str, Any]]:
+        return self._replicas()
 
     def _shared(self, config: Config) -> SharedIndex:
         settings = config.redis

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
+
+import msgspec
 
 from router.config import model
 from router.engines import EngineKind
@@ -10,13 +13,14 @@ from router.fleet.discovery import DnsSource, EventPorts, FileSource, Kubernetes
 from router.fleet.discovery.slices import Shape
 
 
-def make_sources(discovery: model.Discovery) -> list[Source]:
-    """One source for each entry, in the configuration's order: files, DNS names, Kubernetes."""
-    return [
-        *(FileSource(Path(each.path), interval_s=each.interval_s) for each in discovery.files),
-        *(_dns(each) for each in discovery.dns),
-        *(_kubernetes(each) for each in discovery.kubernetes),
+def make_sources(discovery: model.Discovery) -> dict[Hashable, Source]:
+    """One source for each entry, in the configuration's order (files, DNS names, Kubernetes), under its settings."""
+    sources: list[tuple[msgspec.Struct, Source]] = [
+        *((each, FileSource(Path(each.path), interval_s=each.interval_s)) for each in discovery.files),
+        *((each, _dns(each)) for each in discovery.dns),
+        *((each, _kubernetes(each)) for each in discovery.kubernetes),
     ]
+    return {(type(each).__name__, msgspec.json.encode(each)): source for each, source in sources}
 
 
 def _dns(name: model.DnsDiscovery) -> DnsSource:

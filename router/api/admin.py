@@ -8,6 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from router.api.admin_auth import guard
+
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 
 
@@ -19,14 +21,15 @@ class Admin:
         *,
         metrics: Callable[[], bytes],
         ready: Ready,
-        replicas: Callable[[], list[dict[str, Any]]],
+        replicas: Callable[[], dict[str, Any]],
+        token: Callable[[], str | None],
         routes: Sequence[web.RouteDef] = (),
     ) -> None:
-        """`routes`: what else is served here."""
+        """`token`: what changes need (see admin_auth). `routes`: what else is served here."""
         self._metrics = metrics
         self._ready = ready
         self._replicas = replicas
-        app = web.Application()
+        app = web.Application(middlewares=[guard(token)])
         app.add_routes(routes)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/health", self._get_health)
@@ -55,4 +58,4 @@ class Admin:
         return web.json_response(said, status=200 if able else 503)
 
     async def _get_replicas(self, request: web.Request) -> web.Response:
-        return web.json_response({"replicas": self._replicas()})
+        return web.json_response(self._replicas())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -42,13 +42,19 @@ def ready(
     return able, {"status": state, "replicas": len(fleet), "replicas_up": up, "degraded": degraded}
 
 
-def replicas(fleet: Fleet, feeds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What /replicas answers: everything known of each replica. `feeds`: replica id -> state of its event feed."""
+def replicas(
+    fleet: Fleet, feeds: Mapping[str, Mapping[str, Any]], sources: Callable[[str], list[str]]
+) -> list[dict[str, Any]]:
+    """What /replicas answers: everything known of each replica.
+
+    `feeds`: replica id -> state of its event feed. `sources`: who names a replica.
+    """
     now = time()
     return [
         {
             "id": r.id,
             "url": r.url,
+            "sources": sources(r.id),
             "labels": dict(r.labels),
             "engine": r.info.kind if r.info else r.kind,
             "version": r.info.version if r.info else None,

@@ -19,20 +19,36 @@ LARGEST_FILE = 16 << 20
 Stamp = tuple[int, int, int]
 
 
-class _Events(msgspec.Struct, forbid_unknown_fields=True):
+class EventEntry(msgspec.Struct, forbid_unknown_fields=True):
     endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp|ipc)://")]
     replay_endpoint: Annotated[str, msgspec.Meta(pattern=r"^(tcp|ipc)://")] | None = None
     topic: str = ""
     bind: bool = False
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """A replica as files and the admin API write it."""
+
     url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^/]+/?$")]
     id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     engine: Literal["auto", "vllm", "sglang", "tgi"] = "auto"
     draining: bool = False
     labels: dict[str, str] = {}
-    events: _Events | None = None
+    events: EventEntry | None = None
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint it describes."""
+        url = self.url.rstrip("/")
+        said = self.events
+        return Endpoint(
+            id=self.id or url.split("://", 1)[1],
+            url=url,
+            ready=not self.draining,
+            terminating=self.draining,
+            kind=None if self.engine == "auto" else self.engine,
+            events=EventSource(said.endpoint, said.replay_endpoint, said.topic, said.bind) if said else None,
+            labels=self.labels,
+        )
 
 
 def parse(text: str) -> list[Endpoint]:
@@ -59,28 +75,13 @@ def parse(text: str) -> list[Endpoint]:
     found: dict[str, Endpoint] = {}
     for number, item in enumerate(data):
         try:
-            endpoint = _endpoint(msgspec.convert(item, _Entry))
+            endpoint = msgspec.convert(item, Entry).endpoint()
         except msgspec.ValidationError as error:
             raise ValueError(f"entry {number + 1}: {error}") from None
         if endpoint.id in found:
             raise ValueError(f"entry {number + 1}: id {endpoint.id} is given twice; give each its own `id`")
         found[endpoint.id] = endpoint
     return [found[name] for name in sorted(found)]
-
-
-def _endpoint(entry: _Entry) -> Endpoint:
-    url = entry.url.rstrip("/")
-    said = entry.events
-    events = EventSource(said.endpoint, said.replay_endpoint, said.topic, said.bind) if said else None
-    return Endpoint(
-        id=entry.id or url.split("://", 1)[1],
-        url=url,
-        ready=not entry.draining,
-        terminating=entry.draining,
-        kind=None if entry.engine == "auto" else entry.engine,
-        events=events,
-        labels=entry.labels,
-    )
 
 
 class FileSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +34,8 @@ class Roster:
     """
 
     def __init__(self) -> None:
+        self.drained: frozenset[str] = frozenset()
+        self.removed: frozenset[str] = frozenset()
         self._by_source: dict[str, list[Endpoint]] = {}
         self._current: dict[str, Endpoint] = {}
         self._ranks: dict[str, tuple[int, ...]] = {}
@@ -40,9 +43,26 @@ class Roster:
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._current.values())
 
-    def report(self, source: str, endpoints: Iterable[Endpoint]) -> Changes:
-        """Take what `source` knows now; returns what changed in the whole."""
-        self._by_source[source] = list(endpoints)
+    def sources(self, endpoint_id: str) -> list[str]:
+        """Who names an endpoint (or the engine that it is a rank of), the one it belongs to first."""
+        names = {endpoint_id, whole(endpoint_id)}
+        return [name for name, known in self._by_source.items() if any(each.id in names for each in known)]
+
+    def is_drained(self, endpoint_id: str) -> bool:
+        """Whether an override drains it, or the engine that it is a rank of."""
+        return endpoint_id in self.drained or whole(endpoint_id) in self.drained
+
+    def report(self, source: str, endpoints: Iterable[Endpoint] | None) -> Changes:
+        """Take what `source` knows now (None: it is no longer a source); returns what changed in the whole."""
+        if endpoints is None:
+            self._by_source.pop(source, None)
+        else:
+            self._by_source[source] = list(endpoints)
+        return self._merge()
+
+    def override(self, drained: Iterable[str], removed: Iterable[str]) -> Changes:
+        """Whatever sources say, `drained` ids get nothing new and `removed` ones don't exist; returns what changed."""
+        self.drained, self.removed = frozenset(drained), frozenset(removed)
         return self._merge()
 
     def ranks(self, endpoint_id: str) -> tuple[int, ...]:
@@ -82,6 +102,11 @@ class Roster:
                     merged[owner] = replace(known, terminating=terminating, ready=ready and not terminating)
                 else:
                     changes.conflicts.append(f"{name}: {endpoint.id} at {endpoint.url} is left out: taken by {owner}")
+        merged = {
+            name: replace(endpoint, ready=False, terminating=True) if self.is_drained(name) else endpoint
+            for name, endpoint in merged.items()
+            if not {name, whole(name)} & self.removed
+        }
         for known in self._current.values():
             now = merged.get(known.id)
             if now is None or not _same_engine(known, now):
@@ -94,6 +119,11 @@ class Roster:
                 changes.turned.append(endpoint)
         self._current = merged
         return changes
+
+
+def whole(endpoint_id: str) -> str:
+    """The id of the engine that `ID/dpN` is a rank of; any other id as it is."""
+    return re.sub(r"/dp\d+\Z", "", endpoint_id)
 
 
 def _same_engine(one: Endpoint, other: Endpoint) -> bool:
