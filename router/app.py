@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from router.api import status
 from router.api.admin import Admin
@@ -19,25 +18,20 @@ from router.api.app import Api
 from router.api.keys import Gate
 from router.api.report import Report
 from router.api.route import Route
-from router.api.sessions import Naming
-from router.api.turn import Patience, Turns
+from router.api.turn import Turns
 from router.asking import AskedReplicas
 from router.catalog import SMALLEST_BLOCK, Catalog
-from router.config.load import replica_id
-from router.config.model import Config, Routing
+from router.config.model import Config
 from router.credentials import Credentials
-from router.engines import EventSource
 from router.fleet.breaker import Circuit
-from router.fleet.discovery import Endpoint
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.membership import Membership, Wishes
-from router.fleet.outliers import TICK_S, OutlierPolicy, Outliers
+from router.fleet.outliers import TICK_S, Outliers
 from router.fleet.prober import Prober
 from router.fleet.replica import Feed, Health, Replica
-from router.fleet.room import Room, RoomPolicy, slots
+from router.fleet.room import Room, slots
 from router.fleet.shared import SharedIndex
-from router.http.limits import Limits, UpstreamLimits
 from router.http.server import HttpServer
 from router.http.upstream import Origin, UpstreamPool
 from router.index.memory import MemoryIndex
@@ -53,15 +47,23 @@ from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.engine_ids import AskedIds
 from router.prompt.stage import PromptStage
 from router.proxy.admission import Admission
-from router.proxy.budget import RetryBudget
 from router.proxy.forward import Forwarder
-from router.proxy.poison import PoisonGuard
-from router.proxy.retry import RetryPolicy
-from router.routing.cost import Weights
 from router.routing.placement import Placement
-from router.routing.policies import POLICIES, Prefix
-from router.routing.pools import Pools
-from router.routing.types import Policy
+from router.settings import (
+    configured,
+    make_policy,
+    naming,
+    origin,
+    outlier_policy,
+    patience,
+    poison_guard,
+    pools,
+    retry_budget,
+    retry_policy,
+    room_policy,
+    server_limits,
+    upstream_limits,
+)
 from router.sources import make_sources
 from router.trust import Trust
 
@@ -78,10 +80,12 @@ class App:
 
         Raises RedisConfigError, and ConfigError for files the configuration refers to.
         """
-        self.config = config
+        self.config = self.started_with = config
         self.credentials = Credentials.read(config)
         self.gate = Gate(self.credentials.keys, salted=config.keys.isolation == "salt")
         self.draining = False
+        self.reloads = status.Reloads()
+        self._hurry = asyncio.Event()
         self.fleet = Fleet()
         overlay = PredictedOverlay(config.index.predicted_ttl_s)
         self.index = MemoryIndex(config.index.max_blocks, overlay)
@@ -129,69 +133,49 @@ class App:
         self.outliers = Outliers(
             self.fleet, outlier_policy(config), unreachable=self.prober.suspect, check=self.prober.check
         )
-        self.room = Room(self.fleet, RoomPolicy(config.admission.max_running, config.admission.engine_queue))
+        self.room = Room(self.fleet, room_policy(config))
         self.admission = Admission(
             lambda model: slots(self.fleet.candidates(model), time.monotonic()), size=config.admission.max_queue
         )
-        self.pool = UpstreamPool(
-            UpstreamLimits(
-                connect_timeout_s=config.proxy.connect_timeout_s,
-                first_byte_timeout_s=config.proxy.first_byte_timeout_s,
-                idle_timeout_s=config.proxy.idle_timeout_s,
-                keepalive_s=config.proxy.keepalive_s,
-                max_idle_per_origin=config.proxy.max_idle_connections,
-                max_per_origin=config.proxy.max_connections,
-            )
-        )
-        self._origins: dict[str, Origin] = {}
+        self.pool = UpstreamPool(upstream_limits(config))
+        self.origins: dict[str, Origin] = {}
         self.placement = Placement(
             make_policy(config.routing), time.monotonic, max_sessions=config.routing.max_sessions
         )
         self.forwarder = Forwarder(
             self.pool,
-            RetryPolicy(max_attempts=config.proxy.max_attempts, total_s=config.proxy.total_timeout_s),
-            budget=RetryBudget(config.proxy.retry_budget_ratio, config.proxy.retry_budget_per_s),
-            poison=PoisonGuard(losses=config.proxy.poison_losses, refuse_s=config.proxy.poison_refuse_s),
+            retry_policy(config),
+            budget=retry_budget(config),
+            poison=poison_guard(config),
             headers=self.credentials.header_rules(config),
         )
-        route = Route(
+        self.route = Route(
             self.fleet,
             self.feeds,
             self.prompts,
             self.placement,
             self.forwarder,
             self.metrics,
-            naming=Naming(config.routing.session_header, config.routing.session_cookie),
-            pools=Pools(config.routing.light_tokens, config.routing.light_labels, config.routing.heavy_labels),
-            origin_of=lambda replica: self._origins[replica.id],
+            naming=naming(config),
+            pools=pools(config),
+            origin_of=lambda replica: self.origins[replica.id],
             outliers=self.outliers,
-            turns=Turns(
-                self.fleet, self.admission, Patience(config.admission.timeout_s, config.admission.wait_for_replica_s)
-            ),
+            turns=Turns(self.fleet, self.admission, patience(config)),
             answered=self.trust.answered,
             observer=self.observer,
             send_token_ids=config.prompt.send_token_ids,
         )
-        api = Api(
+        self.api = Api(
             self.fleet,
-            route,
+            self.route,
             self.metrics,
             gate=self.gate,
             ready=self.ready,
             blocked_paths=config.proxy.blocked_paths,
         )
         self.server = HttpServer(
-            api,
-            limits=Limits(
-                max_body_bytes=config.limits.max_body_mb << 20,
-                max_header_bytes=config.limits.max_header_kb << 10,
-                max_connections=config.limits.max_connections,
-                header_timeout_s=config.limits.header_timeout_s,
-                body_timeout_s=config.limits.body_timeout_s,
-                keepalive_s=config.limits.keepalive_s,
-                max_buffered_bytes=config.limits.max_buffered_mb << 20,
-                write_timeout_s=config.limits.write_timeout_s,
-            ),
+            self.api,
+            limits=server_limits(config),
         )
         self.admin = Admin(
             metrics=self.metrics.page,
@@ -232,21 +216,24 @@ class App:
         """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""
         address = origin(replica.url, self.credentials.replica_tls)
         self.fleet.add(replica)
-        self._origins[replica.id] = address
+        self.origins[replica.id] = address
         self.prober.watch(replica)
 
     async def remove(self, replica_id: str) -> None:
         """Take a replica out of the fleet; its running requests go on."""
         if self.fleet.remove(replica_id) is not None:
-            del self._origins[replica_id]
+            del self.origins[replica_id]
             await self.prober.unwatch(replica_id)
             self.trust.unwatch(replica_id)
             await self.feeds.unfollow(replica_id)
 
     async def stop(self) -> None:
-        """Readiness off, running answers finish within the grace time, everything closed."""
-        self.draining = True
-        clean = await self.server.drain(self.config.shutdown.grace_s)
+        """Readiness off, then no new connections; running answers finish within the grace time, everything closed."""
+        self.draining = self.server.leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.shutdown.delay_s):
+                await self._hurry.wait()
+        clean = await self.server.drain(0.0 if self._hurry.is_set() else self.config.shutdown.grace_s)
         if not clean:
             log.warning("cut requests that were still running after %g s", self.config.shutdown.grace_s)
         for task in self._tasks:
@@ -264,9 +251,33 @@ class App:
         self.prompts.close()
         await self.admin.close()
 
+    def hurry(self) -> None:
+        """Don't wait any longer: what still runs while this router stops is cut."""
+        self._hurry.set()
+        if self.draining:
+            self.server.cut()
+
+    async def rejoin(self, models: Collection[str]) -> None:
+        """What is known of these models has changed: follow their replicas anew, as if they had just joined."""
+        for replica in list(self.fleet):
+            if replica.info is not None and replica.info.models[0] in models:
+                await self._joined(replica)
+
+    async def reconnect(self) -> None:
+        """The way to replicas has changed (`credentials`): new connections and questions take the new one."""
+        for replica in self.fleet:
+            self.origins[replica.id] = origin(replica.url, self.credentials.replica_tls)
+        await self.prober.close()
+        await self.trust.close()
+        await self.asked.close()
+        for replica in self.fleet:
+            self.prober.watch(replica)
+            if replica.info is not None:
+                self.trust.watch(replica)
+
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """What /ready answers."""
-        troubles = [*self.membership.problems(), *self.trust.alerts()]
+        troubles = [*self.membership.problems(), *self.trust.alerts(), *self.reloads.troubles()]
         if self.feeds.shared is not None:
             troubles += self.feeds.shared.degraded()
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
@@ -410,55 +421,9 @@ class App:
                 yield "key_refused", "counter", text, ("key", "limit"), (key.entry.name, why), count
         if self.gate.closed:
             yield "unauthenticated", "counter", "Requests without a valid API key.", (), (), self.gate.refused
+        text = "Times the configuration was read again and taken, or refused."
+        for result, count in (("taken", self.reloads.taken), ("refused", self.reloads.refused)):
+            yield "config_reloads", "counter", text, ("result",), (result,), count
+        text = "1 while the configuration's files are refused: an older one is in force."
+        yield "config_refused", "gauge", text, (), (), float(bool(self.reloads.problem))
         yield "models_approximate", "gauge", "Models without exact tokens.", (), (), len(self.catalog.approximate)
-
-
-def configured(config: Config) -> list[Endpoint]:
-    """The replicas the configuration names."""
-    return [
-        Endpoint(
-            replica_id(replica.id, replica.url),
-            replica.url.rstrip("/"),
-            kind=None if replica.engine == "auto" else replica.engine,
-            events=None
-            if replica.events is None
-            else EventSource(
-                replica.events.endpoint, replica.events.replay_endpoint, replica.events.topic, replica.events.bind
-            ),
-            labels=replica.labels,
-        )
-        for replica in config.replicas
-    ]
-
-
-def outlier_policy(config: Config) -> OutlierPolicy:
-    """The configured rules of ejection."""
-    health = config.health
-    return OutlierPolicy(
-        consecutive=health.eject_failures,
-        error_ratio=health.eject_error_ratio,
-        eject_s=health.eject_s,
-        eject_max_s=health.eject_max_s,
-        max_share=health.max_ejected_share,
-        slow_start_s=health.slow_start_s,
-    )
-
-
-def make_policy(routing: Routing) -> Policy:
-    """The configured policy."""
-    if routing.policy == Prefix.name:
-        return Prefix(Weights(routing.recompute_weight, routing.decode_cost_tokens, routing.affinity_tokens))
-    return POLICIES[routing.policy]()
-
-
-def origin(url: str, tls: ssl.SSLContext) -> Origin:
-    """The address of a replica's base URL, reached with `tls` if that is https.
-
-    Raises ValueError for a URL without a host or with an impossible port.
-    """
-    parts = urlsplit(url)
-    if not parts.hostname:
-        raise ValueError(f"{url} has no host")
-    if parts.scheme != "https":
-        return Origin(parts.hostname, parts.port or 80)
-    return Origin(parts.hostname, parts.port or 443, tls)

@@ -42,3 +42,4 @@ class AskedReplicas:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+            self._session = None

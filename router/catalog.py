@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SMALLEST_BLOCK = 16
 NO_FILES = "no-model-files"
+NOT_CONFIGURED = "no tokenizer files are configured (models[].files or --model-files)"
 LOAD_WAIT_S = 10.0
 
 
@@ -83,6 +84,44 @@ class Catalog:
         self._specify(name)
         return name, size, changed
 
+    async def preview(self, configured: Sequence[Model]) -> dict[str, tuple[Model, ChatModel | None]]:
+        """The served models whose settings `configured` changes, each with its files loaded anew (None: has none).
+
+        Nothing changes before `adopt`. Raises ModelFilesError for files that can't be loaded.
+        """
+        by_name = {model.name: model for model in configured}
+        found: dict[str, tuple[Model, ChatModel | None]] = {}
+        for name in self._loading:
+            names = [served for served, (base, _) in self._served.items() if base == name]
+            alias = next((each for each in (name, *names) if each in by_name), None)
+            settings = by_name[alias] if alias is not None else Model(name=name, files=self._default_files)
+            if settings != self._settings(name):
+                model = None
+                if settings.files is not None:
+                    try:
+                        model = await asyncio.to_thread(self._read, settings, settings.tokenizer_class)
+                    except ModelFilesError as error:
+                        raise ModelFilesError(f"models: {settings.name}: {error}") from None
+                found[name] = settings, model
+        return found
+
+    def adopt(self, configured: Sequence[Model], changed: Mapping[str, tuple[Model, ChatModel | None]]) -> None:
+        """Take what `preview` found; replicas of the changed models have to be learned again."""
+        self._configured = {model.name: model for model in configured}
+        for name, (settings, model) in changed.items():
+            self._loading[name][0].cancel()
+            self._loading[name][1].set()
+            self._aliases[name] = settings
+            self._readings = {key: reading for key, reading in self._readings.items() if key[0] != name}
+            self._hopeless = {key for key in self._hopeless if key[0] != name}
+            self._loaded.pop(name, None)
+            self.approximate.pop(name, None)
+            if model is not None:
+                self._loaded[name] = model
+            else:
+                self.approximate[name] = NOT_CONFIGURED
+            self._specify(name)
+
     async def reread(self, session: aiohttp.ClientSession, url: str, info: EngineInfo) -> bool:
         """A replica's ids differ from ours: look for the reading of the tokenizer file (prompt.pipelines) that is its.
 
@@ -97,7 +136,7 @@ class Catalog:
             return False  # one kind, one reading: the others of that kind agreed with it
         for reading in CLASSES:
             try:
-                other = await asyncio.to_thread(self._read, name, reading)
+                other = await asyncio.to_thread(self._read, settings, reading)
             except ModelFilesError:
                 continue
             if await matching(session, url, info.kind, name, self.specs[name], {reading: other}):
@@ -138,9 +177,10 @@ class Catalog:
         while True:
             passing = False
             try:
-                if self._settings(name).files is None:
-                    raise ModelFilesError("no tokenizer files are configured (models[].files or --model-files)")
-                self._loaded[name] = await asyncio.to_thread(self._read, name, self._settings(name).tokenizer_class)
+                settings = self._settings(name)
+                if settings.files is None:
+                    raise ModelFilesError(NOT_CONFIGURED)
+                self._loaded[name] = await asyncio.to_thread(self._read, settings, settings.tokenizer_class)
                 del self.approximate[name]
                 if told:
                     log.info("model %s: its tokenizer files are here: its prompts are exact now", name)
@@ -156,8 +196,7 @@ class Catalog:
                 return
             await asyncio.sleep(pauses.pause())
 
-    def _read(self, name: str, tokenizer_class: str | None) -> ChatModel:
-        settings = self._settings(name)
+    def _read(self, settings: Model, tokenizer_class: str | None) -> ChatModel:
         assert settings.files is not None
         return load_model(
             settings.files,

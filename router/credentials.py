@@ -5,17 +5,20 @@ Read whole before anything is changed, at the start and at every reload: one bad
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import msgspec
 
 from router.api.keys import KeyEntry, KeysError, parse_keys
 from router.config.load import ConfigError
-from router.config.model import Config, Tls
+from router.config.model import Config, ReplicaTls, Tls
 from router.http.errors import Headers
 from router.http.tls import TlsError, client_context, server_context
 from router.proxy.headers import HeaderRules
@@ -32,6 +35,8 @@ class Credentials:
     replica_key: str | None
     keys: list[KeyEntry] | None
     files: tuple[Path, ...]
+    marks: Mapping[str, bytes]
+    """For `listen`, `admin` and `replicas`: a digest of what their TLS and keys are made of, to see changes by."""
 
     @classmethod
     def read(cls, config: Config, env: Mapping[str, str] | None = None) -> Credentials:
@@ -62,6 +67,11 @@ class Credentials:
             replica_tls=replica_tls,
             replica_key=_secret("proxy.api_key", proxy.api_key_file, proxy.api_key_env, env),
             keys=_keys(config, env),
+            marks={
+                "listen": _mark(config.listen.tls, ()),
+                "admin": _mark(admin.tls, ()),
+                "replicas": _mark(out, (proxy.api_key_file, proxy.api_key_env)),
+            },
             files=tuple(Path(name) for name in dict.fromkeys(names) if name is not None),
         )
 
@@ -95,6 +105,15 @@ def _server(key: str, tls: Tls | None) -> ssl.SSLContext | None:
         return server_context(tls.cert_file, tls.key_file, tls.client_ca_file)
     except TlsError as error:
         raise ConfigError(f"{key}.{error.setting}: {error}") from None
+
+
+def _mark(tls: Tls | ReplicaTls | None, others: Sequence[str | None]) -> bytes:
+    digest = hashlib.sha256(msgspec.json.encode((tls, others)))
+    named = [] if tls is None else [value for value in msgspec.structs.astuple(tls) if isinstance(value, str)]
+    for name in (*named, *(other for other in others if other is not None)):
+        with contextlib.suppress(OSError):
+            digest.update(Path(name).read_bytes())
+    return digest.digest()
 
 
 def _secret(key: str, file: str | None, variable: str | None, env: Mapping[str, str]) -> str | None:

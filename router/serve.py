@@ -5,7 +5,8 @@ examples:
   prefix-router serve --config router.yaml
   prefix-router serve --config router.yaml --policy round_robin --set limits.max_body_mb=128
 
-Then point any OpenAI client at http://HOST:PORT/v1. SIGTERM and SIGINT drain: running answers finish first.
+Then point any OpenAI client at http://HOST:PORT/v1. SIGTERM and SIGINT drain: running answers finish first. SIGHUP
+takes up a changed configuration, as a changed file does by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ import yaml
 from router.app import App
 from router.config import Config, ConfigError, load_config
 from router.index.redis.connect import RedisConfigError
+from router.reload import Reloader, apply, set_log_levels
 from router.routing.policies import POLICIES
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,20 +92,18 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2
-    logging.basicConfig(
-        level=config.log.level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
-    logging.getLogger("router.access").setLevel(logging.INFO if config.log.access else logging.WARNING)
-    return uvloop.run(_serve(config, args.model_files))
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s")
+    set_log_levels(config)
+    return uvloop.run(_serve(config, args))
 
 
-async def _serve(config: Config, model_files: str | None) -> int:
+async def _serve(config: Config, args: argparse.Namespace) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
-        app = App(config, model_files=model_files)
+        app = App(config, model_files=args.model_files)
     except (RedisConfigError, ConfigError) as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2
@@ -110,9 +113,19 @@ async def _serve(config: Config, model_files: str | None) -> int:
         sys.stderr.write(f"prefix-router: can't listen: {error.strerror or error}. Set listen.port or admin.port.\n")
         await app.stop()
         return 1
+    reloader = Reloader(
+        args.config, lambda: configuration(args), partial(apply, app), app.reloads, config, app.credentials
+    )
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    watching = asyncio.create_task(reloader.run(), name="reload")
     try:
         await stopping.wait()
-        logging.getLogger(__name__).info("stopping: running answers may finish for %g s", config.shutdown.grace_s)
+        log.info(
+            "stopping: running answers may finish for %g s; a second signal cuts them", app.config.shutdown.grace_s
+        )
     finally:
+        watching.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, app.hurry)
         await app.stop()
     return 0

@@ -111,14 +111,18 @@ class Trust:
         self._prompts = prompts
         self._catalog = catalog
         self._feeds = feeds
-        self._interval = interval_s
-        self._alert = drift_alert
-        self._generate = generate
+        self.configure(interval_s, drift_alert, generate)
         self._make_session = session
         self._session: aiohttp.ClientSession | None = None
         self._records: dict[str, Record] = {}
         self._looks: deque[_Look] = deque()
         self._looker: asyncio.Task[None] | None = None
+
+    def configure(self, interval_s: float, drift_alert: float, generate: bool) -> None:
+        """See the class."""
+        self._interval = interval_s
+        self._alert = drift_alert
+        self._generate = generate
 
     def watch(self, replica: Replica) -> None:
         """Check a replica that (re)joined, now and from now on; what was known of it is forgotten."""
@@ -147,6 +151,7 @@ class Trust:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
+            self._session = None
 
     def answered(self, replica: Replica, prompt: Prompt, match: Match, outcome: Outcome) -> None:
         """A request with this prompt was answered; `match`: what the replica's events said it held before."""

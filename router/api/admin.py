@@ -36,12 +36,23 @@ class Admin:
         app.router.add_get("/ready", self._get_ready)
         app.router.add_get("/replicas", self._get_replicas)
         self._runner = web.AppRunner(app, access_log=None)
+        self._site: web.TCPSite | None = None
+        self._at = "", 0
 
     async def start(self, host: str, port: int, *, ssl: ssl_module.SSLContext | None = None) -> int:
         """Listen; returns the bound port. Raises OSError when the address can't be bound."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=ssl).start()
-        return int(self._runner.addresses[0][1])
+        self._site = web.TCPSite(self._runner, host, port, ssl_context=ssl)
+        await self._site.start()
+        self._at = host, int(self._runner.addresses[0][1])
+        return self._at[1]
+
+    async def renew(self, ssl: ssl_module.SSLContext | None) -> None:
+        """Listen anew at the same address with another TLS context (None: plain HTTP)."""
+        if self._site is not None:
+            await self._site.stop()
+            self._site = web.TCPSite(self._runner, *self._at, ssl_context=ssl)
+            await self._site.start()
 
     async def close(self) -> None:
         """Stop listening."""

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import time
 from typing import Any
 
 from router.fleet.breaker import Circuit
 from router.fleet.fleet import Fleet
 from router.fleet.replica import Feed, Health
+
+
+@dataclass(slots=True)
+class Reloads:
+    """What became of a configuration that was read again. `problem`: why the files as they are now are refused;
+    `waiting`: changed settings that only a restart can take up.
+    """
+
+    taken: int = 0
+    refused: int = 0
+    problem: str = ""
+    waiting: tuple[str, ...] = ()
+
+    def troubles(self) -> list[str]:
+        """For /ready."""
+        found = []
+        if self.problem:
+            found.append(f"configuration: the older one is in force: {self.problem}")
+        if self.waiting:
+            found.append(f"configuration: needs a restart: {', '.join(self.waiting)}")
+        return found
+
 
 _NOT_USED = (Health.NEW, Health.DOWN, Health.PAUSED)
 

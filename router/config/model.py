@@ -453,7 +453,24 @@ class Observe(Section):
 class Shutdown(Section):
     """Stopping."""
 
+    delay_s: Annotated[
+        float,
+        Meta(ge=0),
+        _d(
+            "After SIGTERM /ready says no, but connections are still taken for so long, until load balancers have "
+            "noticed. Then running requests get their grace."
+        ),
+    ] = 0.0
     grace_s: Annotated[Seconds, _d("How long running requests may finish after SIGTERM.")] = 30.0
+
+
+class Reload(Section):
+    """Taking up a changed configuration. SIGHUP asks for it at any time."""
+
+    watch: Annotated[
+        bool, _d("Look at the configuration file, and the files it names for keys and certificates, for changes.")
+    ] = True
+    interval_s: Annotated[Seconds, _d("Time between looks.")] = 1.0
 
 
 class Log(Section):
@@ -482,4 +499,5 @@ class Config(Section):
     health: Health = field(default_factory=Health)
     shutdown: Shutdown = field(default_factory=Shutdown)
     observe: Observe = field(default_factory=Observe)
+    reload: Reload = field(default_factory=Reload)
     log: Log = field(default_factory=Log)

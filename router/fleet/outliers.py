@@ -59,13 +59,17 @@ class Outliers:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._fleet = fleet
-        self._policy = policy or OutlierPolicy()
         self._unreachable = unreachable
         self._check = check
         self._clock = clock
         self._ramps: dict[str, tuple[float, float]] = {}  # replica id -> (start, length)
         self.ejections = 0
-        fleet.max_ejected_share = self._policy.max_share
+        self.configure(policy or OutlierPolicy())
+
+    def configure(self, policy: OutlierPolicy) -> None:
+        """Judge by this policy from now on."""
+        self._policy = policy
+        self._fleet.max_ejected_share = policy.max_share
 
     def sent(self, replica: Replica) -> bool:
         """A request goes there; True if it is the trial. Then `ended` is due, whatever becomes of it."""

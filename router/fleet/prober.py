@@ -50,14 +50,18 @@ class Prober:
     ) -> None:
         self._joined = joined
         self._died = died
-        self._interval = interval_s
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._failures = failures
-        self._load_interval = load_interval_s
+        self.configure(interval_s, timeout_s, failures, load_interval_s)
         self._make_session = session
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
+
+    def configure(self, interval_s: float, timeout_s: float, failures: int, load_interval_s: float) -> None:
+        """Times in seconds. `timeout_s` holds for clients made from now on."""
+        self._interval = interval_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._failures = failures
+        self._load_interval = load_interval_s
 
     def watch(self, replica: Replica) -> None:
         """Start probing a replica."""

@@ -42,7 +42,7 @@ class Room:
 
     def __init__(self, fleet: Fleet, policy: RoomPolicy | None = None, clock: Callable[[], float] = monotonic) -> None:
         self._fleet = fleet
-        self._policy = policy or RoomPolicy()
+        self.policy = policy or RoomPolicy()
         self._clock = clock
         self._then = clock()
         self._reports: dict[str, tuple[EngineLoad, bool]] = {}  # the last report, and whether the one before was full
@@ -69,8 +69,8 @@ class Room:
             replica.ceiling += passed * max(SMALLEST_GROWTH_PER_S, GROWTH_PER_S * replica.ceiling)
 
     def _limit(self, replica: Replica) -> float:
-        queue = self._policy.engine_queue
-        limits = [replica.ceiling, self._policy.max_running or math.inf]
+        queue = self.policy.engine_queue
+        limits = [replica.ceiling, self.policy.max_running or math.inf]
         report = replica.reported
         if report is not None and time() - replica.reported_at < STALE_S:
             if report.max_running is not None:

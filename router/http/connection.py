@@ -184,7 +184,7 @@ class ServerConnection(asyncio.Protocol):
         if not self._paused:
             self.deadline = math.inf
         response = Response(request, self._transport, self._server.errors, paused=self._paused)
-        if self._server.draining:
+        if self._server.draining or self._server.leaving:
             response.keep_alive = False
         self._response = response
         self._task = self._server.loop.create_task(self._run(request, response))

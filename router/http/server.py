@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl as ssl_module
 import time
 
@@ -30,12 +32,14 @@ class HttpServer:
         self.limits = limits or Limits()
         self.errors = errors
         self.draining = False
+        self.leaving = False
+        """Clients are told to come back over a new connection, which may lead to another router."""
         self.connections: set[ServerConnection] = set()
         self.held_bytes = 0
         """Bytes of request bodies in memory, all connections."""
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by start
         self._backlog = backlog
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event | None = None
 
@@ -44,16 +48,40 @@ class HttpServer:
     ) -> None:
         """Listen; port 0 takes a free one, see `port`. Raises OSError when the address cannot be bound."""
         self.loop = asyncio.get_running_loop()
-        self._server = await self.loop.create_server(
-            lambda: ServerConnection(self), host, port, reuse_port=reuse_port or None, ssl=ssl, backlog=self._backlog
-        )
+        self._servers = [
+            await self.loop.create_server(
+                lambda: ServerConnection(self),
+                host,
+                port,
+                reuse_port=reuse_port or None,
+                ssl=ssl,
+                ssl_handshake_timeout=self.limits.header_timeout_s if ssl else None,
+                backlog=self._backlog,
+            )
+        ]
         self._sweep()
+
+    async def renew(self, ssl: ssl_module.SSLContext | None) -> None:
+        """New connections get this TLS context (None: plain HTTP). The ports stay open all the while."""
+        before = self._servers
+        self._servers = [
+            await self.loop.create_server(
+                lambda: ServerConnection(self),
+                sock=socket.socket(fileno=os.dup(listening.fileno())),
+                ssl=ssl,
+                ssl_handshake_timeout=self.limits.header_timeout_s if ssl else None,
+                backlog=self._backlog,
+            )
+            for server in before
+            for listening in server.sockets
+        ]
+        for server in before:
+            server.close()
 
     @property
     def port(self) -> int:
         """The bound port."""
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(self._servers[0].sockets[0].getsockname()[1])
 
     async def drain(self, grace_s: float) -> bool:
         """Stop accepting, close idle connections, let running requests finish for grace_s seconds, then cut them.
@@ -61,8 +89,8 @@ class HttpServer:
         True if nothing had to be cut.
         """
         self.draining = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         self._idle = asyncio.Event()
         for connection in list(self.connections):
             connection.close_if_idle()
@@ -76,14 +104,19 @@ class HttpServer:
         await self.close()
         return clean
 
+    def cut(self) -> None:
+        """Drop every connection; a `drain` that waits for them is done then."""
+        for connection in list(self.connections):
+            connection.kill()
+
     async def close(self) -> None:
         """Stop at once: every connection is dropped, every handler cancelled."""
         self.draining = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.connections):
             connection.kill()
         for _ in range(100):  # connection_lost and the cancelled handlers run in the next turns of the loop
