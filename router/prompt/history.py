@@ -1,12 +1,14 @@
-"""Messages of growing conversations, decoded once: the same JSON bytes give the same object.
+"""Messages of growing conversations, and their tools, decoded once: the same JSON bytes give the same object.
 
 An agent sends its whole history with each step. Decoding it, and each engine's conversion of each message, would be
-done again every time; here both are kept under the message's own bytes.
+done again every time; here both are kept under the message's own bytes. Being the same object is also what tells a
+template's render that it saw a message before (see `resume`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -14,8 +16,8 @@ import msgspec
 _decode = msgspec.json.Decoder().decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_HISTORIES = ("messages", "input")  # the latter of the Responses API
-_OVERHEAD = 1200  # a small message's dicts, its conversions and the entry, measured
+_SHARED = frozenset({"messages", "input", "tools"})  # the second is the Responses API's history
+_OVERHEAD = 1600  # a small message's dicts, its conversions and the entry, measured
 
 
 class Message(dict[str, Any]):
@@ -30,6 +32,16 @@ class Message(dict[str, Any]):
         super().__init__(fields)
         self.converted: dict[str, dict[str, Any]] = {}
         self.print: Any = None
+
+
+class SharedList(list[Any]):
+    """A decoded list (of tools), shared by requests as a whole: not to be changed. `converted`: as in Message."""
+
+    __slots__ = ("converted",)
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        super().__init__(items)
+        self.converted: dict[str, SharedList] = {}
 
 
 class History:
@@ -47,26 +59,34 @@ class History:
         fields: dict[str, Any] = {}
         for name, raw in _split_object(body).items():
             inner = bytes(raw)
-            messages = name in _HISTORIES and inner[:1] == b"["
-            fields[name] = [self._message(bytes(one)) for one in _split_array(inner)] if messages else _decode(inner)
+            if inner[:1] != b"[" or name not in _SHARED:
+                fields[name] = _decode(inner)
+            elif name == "tools":
+                fields[name] = self._shared(inner)
+            else:
+                fields[name] = [self._shared(bytes(one)) for one in _split_array(inner)]
         return fields
 
-    def _message(self, raw: bytes) -> Any:
+    def _shared(self, raw: bytes) -> Any:
+        """The object of an object's or a list's bytes."""
         known = self._known.get(raw)
         if known is not None:
             self._known.move_to_end(raw)
             return known
         decoded = _decode(raw)
-        if not isinstance(decoded, dict):
+        if isinstance(decoded, dict):
+            shared: Message | SharedList = Message(decoded)
+        elif isinstance(decoded, list):
+            shared = SharedList(decoded)
+        else:
             return decoded
-        message = Message(decoded)
         size = _size(raw)
         if size <= self.max_bytes >> 3:
-            self._known[raw] = message
+            self._known[raw] = shared
             self.bytes += size
             while self.bytes > self.max_bytes:
                 self.bytes -= _size(self._known.popitem(last=False)[0])
-        return message
+        return shared
 
 
 def _size(raw: bytes) -> int:

@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from types import BuiltinMethodType
+from types import BuiltinMethodType, MethodType
 from typing import Any, NoReturn
 
 import jinja2
@@ -24,9 +24,11 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from router.prompt.resumable import make_resumable
+from router.prompt.resume import Loop, Resumption, Snapshots
 
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -65,6 +67,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
     deadline = float("inf")
     max_chars = 1 << 24
+    resumption: Resumption | None = None
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)
@@ -77,7 +80,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif kind is str:
             if attribute in _TEXT_METHODS:
                 return getattr(obj, attribute)
-        elif (kind is LoopContext and attribute in _LOOP_FIELDS) or (kind is Namespace and attribute[0] != "_"):
+        elif (kind is Loop and attribute in _LOOP_FIELDS) or (kind is Namespace and attribute[0] != "_"):
             try:
                 return getattr(obj, attribute)
             except AttributeError:
@@ -89,6 +92,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             kwargs.pop("_loop_vars", None)  # jinja's own, for functions that want the context
             kwargs.pop("_block_vars", None)
             return obj(*args, **kwargs)
+        if isinstance(obj, MethodType) and obj.__self__ is self.resumption:
+            return obj(*args)
         if time.monotonic() > self.deadline:
             raise TemplateError("the chat template ran over its time limit")
         return super().call(context, obj, *args, **kwargs)
@@ -148,17 +153,28 @@ class ChatTemplate:
         name: str = "default",
         max_chars: int = 1 << 24,
         max_seconds: float = 2.0,
+        max_snapshot_bytes: int = 32 << 20,
     ) -> None:
-        """`special_tokens`: bos_token and so on, as variables. Raises TemplateError naming the line that is wrong."""
+        """`special_tokens`: bos_token and so on, as variables. `max_snapshot_bytes`: see `resume`; 0: render always.
+
+        Raises TemplateError naming the line that is wrong.
+        """
         self.source = source
         self.name = name
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
         self._max_seconds = max_seconds
         self._environment = _environment(max_chars)
+        environment = self._environment
         try:
-            tree = self._environment.parse(source)
-            self._template = self._environment.from_string(source)
+            tree = environment.parse(source)
+            resumable = environment.parse(source)
+            if max_snapshot_bytes and make_resumable(resumable):
+                resumption = environment.resumption = Resumption(Snapshots(max_snapshot_bytes), environment.getitem)
+                for method in (resumption.enter, resumption.tail, resumption.item):
+                    setattr(environment, f"resumption_{method.__name__}", method)
+            self._template = environment.from_string(resumable)
+            self._template.root_render_func.__globals__["LoopContext"] = Loop
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"chat template {name!r}, line {error.lineno}: {error.message}") from error
         self.variables: frozenset[str] = frozenset(jinja2.meta.find_undeclared_variables(tree))
@@ -201,6 +217,9 @@ class ChatTemplate:
         limit, size = self._max_chars, 0
         pieces: list[str] = []
         append = pieces.append
+        resumption = self._environment.resumption
+        if resumption is not None:
+            resumption.begin(pieces, variables)
         try:
             for piece in self._template.root_render_func(self._template.new_context(variables)):
                 append(piece)
@@ -213,6 +232,9 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template may fail in any way on the messages of a client
             raise TemplateError(f"chat template {self.name!r} raised {type(error).__name__}") from error
+        finally:
+            if resumption is not None:
+                resumption.end()
         return "".join(pieces)
 
 

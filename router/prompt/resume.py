@@ -1,0 +1,399 @@
+"""Loops of a chat template that go on where an earlier render of the same beginning got to.
+
+An agent's history grows at its end, so most of what a template's loop over the messages prints was printed before. What
+an iteration prints depends on its item, on what it looks up ahead and behind, and on the variables it reads. A snapshot
+is taken after every `STEP` iterations of a loop that prints at the top level: its text so far, the namespaces' values,
+and how far ahead the iterations looked. A later render takes it if everything it depends on is *the same object* (or an
+equal plain value), and renders the rest. `resumable` prepares the template.
+
+Exactness: tests/prompt/test_resume.py compares with renders from the start. Messages have to be shared between requests
+(see `history`), or there is nothing to resume; they are never changed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from operator import is_
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from jinja2.runtime import LoopContext, Macro, Undefined
+from jinja2.utils import Namespace, missing
+
+from router.prompt.history import Message, SharedList
+
+STEP = 8
+_OVERHEAD = 1500  # a snapshot's own objects, and the messages it keeps alive beyond their texts
+_SMALL = 32
+PASSED = frozenset({"messages", "tools", "documents"})
+
+
+_Key = tuple[int, int, bool, int]
+"""(loop, first of its last items, whether that is all of the list, hash of everything before)"""
+
+
+class _Unkeyable(Exception):
+    """A value that can't be compared between renders."""
+
+
+class Snapshot:
+    """After so many iterations. `chunk`: the items since `parent`; `ahead`: those looked up beyond; all kept alive.
+
+    `inputs`: what the loop began with; its descendants share it.
+    """
+
+    __slots__ = ("ahead", "chunk", "inputs", "parent", "pins", "size", "state", "text")
+
+    def __init__(
+        self,
+        parent: Snapshot | None,
+        inputs: tuple[Any, ...],
+        text: str,
+        chunk: tuple[Any, ...],
+        ahead: tuple[Any, ...],
+        state: list[dict[str, Any]],
+        pins: list[Any],
+    ) -> None:
+        self.parent = parent
+        self.inputs = inputs
+        self.text = text
+        self.chunk = chunk
+        self.ahead = ahead
+        self.state = state
+        self.pins = pins
+        self.size = _OVERHEAD + (2 if text.isascii() else 5) * len(text)
+
+
+class Snapshots:
+    """The snapshots of one template, least recently used out first, bounded in bytes. For one thread at a time."""
+
+    def __init__(self, max_bytes: int = 32 << 20) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.resumed = 0
+        """Iterations that were not rendered again."""
+        self._known: OrderedDict[_Key, Snapshot] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, key: _Key) -> Snapshot | None:
+        return self._known.get(key)
+
+    def used(self, keys: Sequence[_Key]) -> None:
+        """Refresh a chain, first to last: a snapshot goes no later than those that grew out of it."""
+        for key in reversed(keys):
+            if key in self._known:
+                self._known.move_to_end(key)
+
+    def keep(self, key: _Key, snapshot: Snapshot) -> None:
+        if snapshot.size > self.max_bytes >> 3:
+            return
+        old = self._known.pop(key, None)
+        if old is not None:
+            self.bytes -= old.size
+        self._known[key] = snapshot
+        self.bytes += snapshot.size
+        while self.bytes > self.max_bytes:
+            self.bytes -= self._known.popitem(last=False)[1].size
+
+
+class Run:
+    """One render's way through one loop; what the loop iterates over."""
+
+    __slots__ = (
+        "_hash", "_inputs", "_keys", "_mark", "_namespaces", "_number", "_parent", "_pieces", "_pins", "_sequences",
+        "_snapshots", "items", "need", "start", "tainted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        pieces: list[str],
+        number: int,
+        inputs: tuple[Any, ...],
+        pins: list[Any],
+        sequences: list[Sequence[Any]],
+        namespaces: list[dict[str, Any]],
+    ) -> None:
+        """`sequences`: what is iterated over, then others of which single items are looked up."""
+        self._snapshots = snapshots
+        self._pieces = pieces
+        self._number = number
+        self._inputs = inputs
+        self._pins = pins
+        self._sequences = sequences
+        self._namespaces = namespaces
+        self.items = sequences[0]
+        self.start = 0
+        self.need = -1
+        """The last item that an iteration looked up."""
+        self.tainted = False
+        """An iteration depends on more than the items up to `need`."""
+        self._hash = hash(inputs)
+        self._parent: Snapshot | None = None
+        self._keys: list[_Key] = []
+        self._mark = len(pieces) + 1  # the resumed text is the next piece
+
+    def resume(self) -> str:
+        """Find the longest known beginning; its text."""
+        texts: list[str] = []
+        total = len(self.items)
+        while self.start < total:
+            begin = self.start
+            found = None
+            if self._closes(begin):
+                found = self._known(begin, self._chunk(begin, self._end()), closing=True)
+                if found is not None:
+                    self.start = total
+            if found is None and begin + STEP <= total:
+                found = self._known(begin, self._chunk(begin, begin + STEP), closing=False)
+                if found is not None:
+                    self.start = begin + STEP
+            if found is None:
+                break
+            texts.append(found.text)
+        if self._parent is not None:
+            for attributes, known in zip(self._namespaces, self._parent.state, strict=True):
+                attributes.clear()
+                attributes.update(known)
+            self._snapshots.used(self._keys)
+            self._snapshots.resumed += self.start
+        return "".join(texts)
+
+    def _known(self, begin: int, chunk: tuple[Any, ...], *, closing: bool) -> Snapshot | None:
+        key = self._key(begin, chunk, closing)
+        found = self._snapshots.find(key)
+        if found is None or found.parent is not self._parent or not _same(found.chunk, chunk):
+            return None
+        if found.parent is None and found.inputs != self._inputs:
+            return None
+        if found.ahead:
+            at = begin + STEP
+            last = at + len(found.ahead) // len(self._sequences)
+            if not _same(found.ahead, self._chunk(at, last)):
+                return None
+            self.need = max(self.need, last - 1)
+        self._went(key, found)
+        return found
+
+    def boundary(self, at: int) -> None:
+        """`at` iterations are done and printed."""
+        if at % STEP or at == self.start or self.tainted:
+            return
+        ahead = self._chunk(at, self.need + 1) if self.need >= at else ()
+        self._take(at - STEP, self._chunk(at - STEP, at), ahead, closing=False)
+
+    def done(self) -> None:
+        """All iterations are done and printed, without a break: what the whole list gives, whatever was looked at."""
+        begin = STEP * len(self._keys)
+        if self.start < len(self.items) and begin < len(self.items) and self._closes(begin):
+            self._take(begin, self._chunk(begin, self._end()), (), closing=True)
+
+    def _closes(self, begin: int) -> bool:
+        return begin == 0 or len(self.items) - begin <= STEP
+
+    def _end(self) -> int:
+        return max(map(len, self._sequences))
+
+    def _take(self, begin: int, chunk: tuple[Any, ...], ahead: tuple[Any, ...], *, closing: bool) -> None:
+        if begin != STEP * len(self._keys):
+            return  # an earlier one is missing
+        pins = list(self._pins)
+        state = [dict(attributes) for attributes in self._namespaces]
+        try:
+            for attributes in state:
+                for value in attributes.values():
+                    keyed(value, pins)
+        except _Unkeyable:
+            self.tainted = True
+            return
+        text = "".join(self._pieces[self._mark :])
+        self._mark = len(self._pieces)
+        snapshot = Snapshot(self._parent, self._inputs, text, chunk, ahead, state, pins)
+        key = self._key(begin, chunk, closing)
+        self._snapshots.keep(key, snapshot)
+        self._went(key, snapshot)
+
+    def _went(self, key: _Key, snapshot: Snapshot) -> None:
+        self._parent = snapshot
+        self._keys.append(key)
+        self._hash = key[-1]
+
+    def _key(self, begin: int, chunk: tuple[Any, ...], closing: bool) -> _Key:
+        return self._number, begin, closing, hash((self._hash, *map(id, chunk)))
+
+    def _chunk(self, begin: int, end: int) -> tuple[Any, ...]:
+        if len(self._sequences) == 1:
+            return tuple(self.items[begin:end])
+        return tuple(item for sequence in self._sequences for item in _padded(sequence, begin, end))
+
+    def __iter__(self) -> Iterator[Any]:
+        for at in range(self.start, len(self.items)):
+            self.boundary(at)
+            yield self.items[at]
+        self.boundary(len(self.items))
+        self.done()
+
+
+_ABSENT = object()
+
+
+def _padded(sequence: Sequence[Any], begin: int, end: int) -> list[Any]:
+    found = list(sequence[begin:end])
+    return found + [_ABSENT] * (end - begin - len(found))
+
+
+def _same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+class Loop(LoopContext):
+    """`loop` in a template; notes what an iteration asks about the items still to come."""
+
+    _run: Run | None = None
+
+    def __init__(self, iterable: Any, *arguments: Any, **keywords: Any) -> None:
+        if type(iterable) is Run:
+            super().__init__(iterable.items, *arguments, **keywords)
+            start = iterable.start
+            self._run = iterable
+            self._iterator = iter(iterable.items[start:] if start else iterable.items)
+            self.index0 = start - 1
+            if start:
+                self._current = iterable.items[start - 1]
+        else:
+            super().__init__(iterable, *arguments, **keywords)
+
+    def __next__(self) -> tuple[Any, LoopContext]:
+        run = self._run
+        if run is not None:
+            run.boundary(self.index0 + 1)
+        item = self._after
+        if item is not missing:
+            self._after = missing
+        else:
+            item = next(self._iterator, missing)
+            if item is missing:
+                if run is not None:
+                    run.done()
+                raise StopIteration
+        self.index0 += 1
+        self._before = self._current
+        self._current = item
+        return item, self
+
+    def _peek_next(self) -> Any:
+        item = super()._peek_next()
+        run = self._run
+        if run is not None:
+            if item is missing:
+                run.tainted = True
+            elif self.index0 + 1 > run.need:
+                run.need = self.index0 + 1
+        return item
+
+    @property
+    def length(self) -> int:
+        if self._run is not None:
+            self._run.tainted = True
+        return super().length
+
+    def changed(self, *value: Any) -> bool:
+        if self._run is not None:
+            self._run.tainted = True
+        return super().changed(*value)
+
+
+def keyed(value: Any, pins: list[Any]) -> Any:
+    """What a value is compared by between renders; objects compared by identity are added to `pins`."""
+    kind = type(value)
+    if value is None or kind in (str, int, bool, float):
+        return (kind, value)
+    if kind in (Message, SharedList, FunctionType, BuiltinFunctionType, type):
+        pins.append(value)
+        return ("same", id(value))
+    if isinstance(value, Undefined):
+        return ("undefined",)
+    if kind in (list, tuple) and len(value) <= _SMALL:
+        return (kind, *(keyed(item, pins) for item in value))
+    if kind is dict and len(value) <= _SMALL:
+        return (kind, *((keyed(key, pins), keyed(item, pins)) for key, item in value.items()))
+    raise _Unkeyable
+
+
+class Resumption:
+    """What the compiled template calls, for the render that runs now."""
+
+    def __init__(self, snapshots: Snapshots, getitem: Callable[[Any, Any], Any]) -> None:
+        """`getitem`: the environment's."""
+        self.snapshots = snapshots
+        self._getitem = getitem
+        self._pieces: list[str] = []
+        self._base: tuple[Any, ...] | None = None
+        self._pins: list[Any] = []
+        self._tail: Any = ()
+        self._run: Run | None = None
+
+    def begin(self, pieces: list[str], variables: dict[str, Any]) -> None:
+        """A render starts. Its plain variables are part of every comparison."""
+        self._pieces = pieces
+        self._pins = []
+        self._run = None
+        try:
+            rest = ((name, value) for name, value in variables.items() if name not in PASSED)
+            self._base = tuple((name, keyed(value, self._pins)) for name, value in rest)
+        except _Unkeyable:
+            self._base = None
+
+    def end(self) -> None:
+        """The render is over; nothing of it is kept here."""
+        self.begin([], {})
+        self._tail = ()
+
+    def enter(self, number: int, iterable: Any, watched: list[Any], inputs: list[Any]) -> str:
+        """A loop starts: the text of the iterations that need not be run."""
+        self._tail, self._run = iterable, None
+        if self._base is None or not isinstance(iterable, list | tuple) or not iterable:
+            return ""
+        sequences: list[Sequence[Any]] = [iterable]
+        for value in watched:
+            if isinstance(value, list | tuple) and value is not iterable:
+                sequences.append(value)
+            elif value is not iterable:
+                inputs = [*inputs, value]
+        namespaces: list[dict[str, Any]] = []
+        pins = list(self._pins)
+        key: list[Any] = [self._base, len(sequences)]
+        try:
+            for value in inputs:
+                if isinstance(value, Namespace):
+                    attributes = object.__getattribute__(value, "_Namespace__attrs")
+                    namespaces.append(attributes)
+                    key.append(("namespace", *((name, keyed(item, pins)) for name, item in attributes.items())))
+                elif isinstance(value, Macro):
+                    key.append("macro")
+                else:
+                    key.append(keyed(value, pins))
+        except _Unkeyable:
+            return ""
+        run = Run(self.snapshots, self._pieces, number, tuple(key), pins, sequences, namespaces)
+        self._tail = self._run = run
+        return run.resume()
+
+    def tail(self) -> Any:
+        """What the loop iterates over."""
+        return self._tail
+
+    def item(self, sequence: Any, index: Any) -> tuple[Any]:
+        """`sequence[index]`, in a tuple, for an iteration that asks for an item by its place."""
+        run = self._run
+        if run is None:
+            pass
+        elif type(index) is int and isinstance(sequence, list | tuple) and 0 <= index < len(sequence):
+            if index > run.need:
+                run.need = index
+        else:
+            run.tainted = True
+        return (self._getitem(sequence, index),)

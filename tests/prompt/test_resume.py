@@ -1,0 +1,208 @@
+"""A resumed render gives the text of a render from the start, whatever was rendered before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.prompt.history import Message, SharedList
+from router.prompt.model import load_model
+from router.prompt.resume import STEP
+from router.prompt.template import ChatTemplate, TemplateError
+
+FOLDER = Path(__file__).parent / "templates"
+# Each looks at a conversation in another way; the comment says what makes it hard.
+HARD = {
+    "last": "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if loop.last %}!{% else %};{% endif %}{% endfor %}",
+    "length": "{% for m in messages %}{{ m.role[0] }}{{ loop.length }}/{{ loop.revindex }},{% endfor %}",
+    "neighbours": (
+        "{% for m in messages %}{% if loop.previtem is defined %}{{ loop.previtem.role }}{% endif %}<{{ m.role }}>"
+        "{{ (loop.nextitem | default({'role': 'end'})).role }};{% endfor %}"
+    ),
+    "ahead": (
+        "{% for m in messages %}{{ (messages[loop.index0 + 3] | default({'role': 'end'})).role }}{{ m.content }}|{% endfor %}"
+    ),
+    "end": "{% for m in messages %}{% if messages[-1].role == 'tool' %}T{% endif %}{{ m.content }}|{% endfor %}",
+    "behind": "{% for m in messages %}{{ messages[loop.index0 - 1].role }}{{ m.content }}|{% endfor %}",
+    "counter": (
+        "{% set ns = namespace(n=0, last=none) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set ns.n = ns.n + 1 %}{% set ns.last = loop.index0 %}{% endif %}{{ ns.n }}{{ m.content }},{% endfor %}"
+        "{{ ns.n }} {{ ns.last }}"
+    ),
+    "scan": (
+        "{% set ns = namespace(q=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.q = loop.index0 %}"
+        "{% endif %}{% endfor %}{% for m in messages %}{% if loop.index0 > ns.q %}*{% endif %}{{ m.content }}"
+        "{% endfor %}"
+    ),
+    "rest": (
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}"
+        "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}{{ system }}"
+        "{% for m in rest %}{{ messages[loop.index0].role }}"
+        "{{ (rest[loop.index0 + 1] | default({'role': 'end'})).role }}{{ m.content }}{% endfor %}"
+    ),
+    "backwards": "{% for m in messages[::-1] %}{{ loop.index0 }}{{ m.content }}{% endfor %}",
+    "macro": (
+        "{% set ns = namespace(n=0) %}{% macro show(m, x='-') %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ x }}{{ m.content }}"
+        "{% endmacro %}{% for m in messages %}{{ show(m) }}{{ show(m, m.role) }}{% endfor %}{{ ns.n }}"
+    ),
+    "macro reads the end": (
+        "{% macro tail() %}{{ messages[-1].content }}{% endmacro %}{% for m in messages %}{{ tail() }},{% endfor %}"
+    ),
+    "changed": "{% for m in messages %}{% if loop.changed(m.role) %}{{ m.role }}{% endif %}{{ m.content }}{% endfor %}",
+    "cycle": "{% for m in messages %}{{ loop.cycle('a', 'b', 'c') }}{{ m.content }}{% endfor %}",
+    "break": "{% for m in messages %}{% if m.content == 'stop' %}{% break %}{% endif %}{{ m.content }},{% endfor %}",
+    "continue": "{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}{{ m.content }},{% endfor %}",
+    "condition": "{% for m in messages if m.role != 'tool' %}{{ loop.index }}{{ m.content }}{% endfor %}",
+    "else": "{% for m in messages %}{{ m.content }}{% else %}nothing{% endfor %}",
+    "twice": "{% for m in messages %}{{ m.role }}{% endfor %}#{% for m in messages %}{{ m.content }}{% endfor %}",
+    "all of it": "{% for m in messages %}{{ messages | length }}{{ (messages | last).role }}{{ m.content }};{% endfor %}",
+    "a made list": (
+        "{% set users = messages | selectattr('role', 'equalto', 'user') | list %}"
+        "{% for m in messages %}{% if m == users[-1] %}last:{% endif %}{{ m.content }}{% endfor %}"
+    ),
+    "tools": (
+        "{% for t in tools %}{{ t | tojson }}{% if not loop.last %},{% endif %}{% endfor %}"
+        "{% for m in messages %}{{ m.content }}{{ tools | length }}{% endfor %}"
+    ),
+    "variables": (
+        "{% for m in messages %}{{ bos_token }}{{ m.content }}{{ mode }}{{ extra.x }}{% if mode is defined %}d{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    ),
+    "shadow": (
+        "{% set content = 'outer' %}{% for m in messages %}{{ content }}{% if m.role == 'user' %}"
+        "{% set content = m.content %}{% endif %}{{ content }},{% endfor %}{{ content }}"
+    ),
+    "unset": "{% for m in messages %}{% if m.role == 'user' %}{% set mode = m.content %}{% endif %}{{ mode }},{% endfor %}",
+    "nested": (
+        "{% for m in messages %}{% for c in m.content %}{{ loop.index }}{{ c }}{% if loop.last %}.{% endif %}{% endfor %}"
+        "{% set block %}{{ m.role }}{% for c in m.content %}{{ c }}{% endfor %}{% endset %}{{ block | upper }}{% endfor %}"
+    ),
+    "in a block": "{% set all %}{% for m in messages %}{{ m.content }}{% endfor %}{% endset %}{{ all | trim }}",
+    "state in a list": (
+        "{% set ns = namespace(seen=[]) %}{% for m in messages %}{% set ns.seen = ns.seen + [m.role] %}"
+        "{{ ns.seen | join('') }}|{% endfor %}"
+    ),
+    "two spaces": (
+        "{% set a = namespace(v=1) %}{% set b = namespace(other=a) %}{% for m in messages %}"
+        "{% set a.v = a.v + 1 %}{{ b.other.v }}{{ m.content }}{% endfor %}"
+    ),
+    "raises": "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}",
+    "call block": "{% macro w() %}[{{ caller() }}]{% endmacro %}{% for m in messages %}{% call w() %}{{ m.content }}{% endcall %}{% endfor %}",
+    "clock": "{% for m in messages %}{{ strftime_now('%f') | length }}{{ m.content }}{% endfor %}",
+}
+TEMPLATES = {**HARD, **{path.stem: path.read_text() for path in FOLDER.glob("*.jinja")}}
+ROLES = ["user", "assistant", "tool", "system"]
+TOOLS = [SharedList([{"type": "function", "function": {"name": f"f{i}"}} for i in range(n)]) for n in (0, 1, 3, 12, 16)]
+
+
+def message(generator: random.Random) -> Message:
+    content = generator.choice(["a", "bb", "", "stop", "x\ny ", "<|im_end|>", "é"])
+    return Message({"role": generator.choice(ROLES), "content": content})
+
+
+def outcome(render: Callable[..., str], *arguments: Any, **fields: Any) -> str | None:
+    try:
+        return render(*arguments, **fields)
+    except TemplateError:
+        return None
+
+
+def compare(source: str, seed: int, steps: int) -> ChatTemplate:
+    """Growing, branching, shrinking and repeated conversations; both renders must agree on each."""
+    generator = random.Random(seed)
+    resumed = ChatTemplate(source, {"bos_token": "<s>"})
+    plain = ChatTemplate(source, {"bos_token": "<s>"}, max_snapshot_bytes=0)
+    pool = [message(generator) for _ in range(4)]
+    talks: list[list[Message]] = [[message(generator) for _ in range(generator.randrange(3 * STEP))]]
+    for _ in range(steps):
+        talk = list(generator.choice(talks))
+        kind = generator.random()
+        if kind < 0.6:
+            new = [generator.choice(pool) if generator.random() < 0.3 else message(generator) for _ in range(3)]
+            talk += new[: generator.randrange(4)]
+        elif kind < 0.75:
+            del talk[generator.randrange(len(talk) + 1) :]
+        elif kind < 0.85 and talk:
+            talk[generator.randrange(len(talk))] = message(generator)
+        talks = [*talks[-4:], talk]
+        fields: dict[str, Any] = {"add_generation_prompt": generator.random() < 0.8}
+        if generator.random() < 0.3:
+            fields["mode"] = generator.choice([1, True, "1", None, 1.0])
+        if generator.random() < 0.2:
+            fields["extra"] = {"x": generator.choice([1, 2])}
+        tools = generator.choice([None, *TOOLS, list(TOOLS[2])])
+        expected = outcome(plain.render, talk, tools, **fields)
+        assert outcome(resumed.render, talk, tools, **fields) == expected
+    return resumed
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 1 << 30))
+def test_resumed_text_is_the_whole_text(name: str, seed: int) -> None:
+    compare(TEMPLATES[name], seed, 60)
+
+
+def test_real_templates(real_directory: Path) -> None:
+    model = load_model(real_directory, fast=False)
+    if model.template_source is None:
+        pytest.skip(f"{real_directory.name}: its files have no chat template")
+    for seed in range(12):
+        compare(model.template_source, seed, 60)
+
+
+def growing(source: str, tools: Any = None, count: int = 400) -> tuple[int, int]:
+    """(iterations not run again, iterations) of a session that grows by two messages a step."""
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    talk = [Message({"role": "system", "content": "s"})]
+    total = 0
+    while len(talk) < count:
+        talk = [*talk, Message({"role": "user", "content": "u"}), Message({"role": "assistant", "content": "a"})]
+        template.render(talk, tools)
+        total += len(talk)
+    resumption = template._environment.resumption
+    return (0 if resumption is None else resumption.snapshots.resumed), total
+
+
+@pytest.mark.parametrize(
+    "name", ["last", "neighbours", "ahead", "counter", "rest", "macro", "cycle", "continue", "twice"]
+)
+def test_only_the_end_is_rendered_again(name: str) -> None:
+    resumed, total = growing(TEMPLATES[name])
+    assert resumed > 0.9 * total
+
+
+def test_real_templates_resume(real_directory: Path) -> None:
+    source = load_model(real_directory, fast=False).template_source
+    if source is None:
+        pytest.skip(f"{real_directory.name}: its files have no chat template")
+    resumed, total = growing(source)
+    print(f"{real_directory.name}: {resumed / total:.0%} of the messages not rendered again")
+    assert resumed >= 0
+
+
+def test_snapshots_are_bounded() -> None:
+    template = ChatTemplate(TEMPLATES["last"], max_snapshot_bytes=100_000)
+    plain = ChatTemplate(TEMPLATES["last"], max_snapshot_bytes=0)
+    resumption = template._environment.resumption
+    assert resumption is not None
+    for session in range(20):
+        talk: list[Message] = []
+        for step in range(40):
+            talk = [*talk, Message({"role": "user", "content": f"{session} {step} " * 30})]
+            assert template.render(talk) == plain.render(talk)
+            assert resumption.snapshots.bytes <= 100_000
+    assert len(resumption.snapshots) > 3
+
+
+def test_messages_that_are_not_shared_are_rendered_anew() -> None:
+    template = ChatTemplate(TEMPLATES["last"])
+    for text in ("a", "b", "c"):
+        talk = [{"role": "user", "content": text} for _ in range(20)]
+        assert template.render(talk).count(f"user:{text}") == 20
