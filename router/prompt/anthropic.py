@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from router.prompt.conversation import BILLING_HEADER, Inexact
+from router.prompt.history import Message, SharedList
 
 
 def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -15,23 +16,42 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     System blocks are joined without a separator, one that starts with the billing header is dropped. A user's tool
     results become tool messages in front of the rest of that user message. Thinking becomes `reasoning`.
     """
-    messages: list[dict[str, Any]] = []
+    messages: list[Mapping[str, Any]] = []
     system = _system(body)
     if system is not None:
         messages.append({"role": "system", "content": system})
     for message in body["messages"]:
         if message["role"] == "system":
             raise Inexact("inline-system")  # placed differently by vLLM's versions
-        messages += _messages(message)
+        messages += _shared_messages(message)
     chat: dict[str, Any] = {"messages": messages}
     if body.get("tools"):
-        chat["tools"] = [_tool(tool) for tool in body["tools"]]
+        chat["tools"] = _tools(body["tools"])
     if isinstance(body.get("chat_template_kwargs"), dict):
         chat["chat_template_kwargs"] = body["chat_template_kwargs"]
     output = body.get("output_config")
     if isinstance(output, dict) and output.get("effort") is not None:
         chat["reasoning_effort"] = output["effort"]
     return chat
+
+
+def _shared_messages(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The message's conversion, once per message that requests share; what it becomes is shared too."""
+    if not isinstance(message, Message):
+        return _messages(message)
+    known = message.parts.get("anthropic")
+    if known is None:
+        known = message.parts["anthropic"] = tuple(Message(part) for part in _messages(message))
+    return known
+
+
+def _tools(tools: Any) -> list[dict[str, Any]]:
+    if not isinstance(tools, SharedList):
+        return [_tool(tool) for tool in tools]
+    known = tools.converted.get("anthropic")
+    if known is None:
+        known = tools.converted["anthropic"] = SharedList(_tool(tool) for tool in tools)
+    return known
 
 
 def _system(body: Mapping[str, Any]) -> str | None:

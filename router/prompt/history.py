@@ -23,14 +23,16 @@ _OVERHEAD = 1600  # a small message's dicts, its conversions and the entry, meas
 class Message(dict[str, Any]):
     """A decoded message, shared by requests: not to be changed.
 
-    `converted`: results of its conversions, by kind. `print`: its observe.digest.MessagePrint once that was asked for.
+    `converted`: results of its conversions, by kind. `parts`: the chat messages that a message of another protocol is,
+    by protocol. `print`: its observe.digest.MessagePrint once that was asked for.
     """
 
-    __slots__ = ("converted", "print")
+    __slots__ = ("converted", "parts", "print")
 
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__(fields)
         self.converted: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, tuple[Message, ...]] = {}
         self.print: Any = None
 
 

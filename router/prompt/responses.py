@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.prompt.conversation import Inexact
+from router.prompt.history import Message
 
 
 def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,20 +22,29 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     if body.get("tools"):
         raise Inexact("responses-tools")
     reasoning = body.get("reasoning")
-    messages: list[dict[str, Any]] = []
+    messages: list[Mapping[str, Any]] = []
     if body.get("instructions"):
         messages.append({"role": "system", "content": body["instructions"]})
     given = body.get("input")
     if isinstance(given, str):
         messages.append({"role": "user", "content": given})
     elif isinstance(given, list):
-        messages += [_message(item) for item in given]
+        messages += [_shared_message(item) for item in given]
     else:
         raise Inexact("content-part")
     chat: dict[str, Any] = {"messages": messages}
     if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
         chat["reasoning_effort"] = reasoning["effort"]
     return chat
+
+
+def _shared_message(item: object) -> Mapping[str, Any]:
+    if not isinstance(item, Message):
+        return _message(item)
+    known = item.parts.get("responses")
+    if known is None:
+        known = item.parts["responses"] = (Message(_message(item)),)
+    return known[0]
 
 
 def _message(item: object) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from router.prompt.conversation import (
     part_text,
     refuse_foreign_prompts,
 )
+from router.prompt.history import SharedList
 from router.prompt.template import ChatTemplate
 
 
@@ -59,7 +60,12 @@ def tools(offered: object) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(offered, list):
         raise Inexact("tools")
-    return [_tool(tool) for tool in offered]
+    if not isinstance(offered, SharedList):
+        return [_tool(tool) for tool in offered]
+    known = offered.converted.get("vllm")
+    if known is None:
+        known = offered.converted["vllm"] = SharedList(_tool(tool) for tool in offered)
+    return known
 
 
 def _tool(tool: object) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A resumed render gives the text of a render from the start, whatever was rendered before."""
 
+# ruff: noqa: E501  (templates)
 from __future__ import annotations
 
 import random

@@ -18,6 +18,7 @@ from router.prompt.model import ChatModel, ModelFilesError, load_model
 from router.prompt.requests import ApiRequest, parse_request
 from router.prompt.stage import ModelSpec, Prompt, PromptStage, UnknownModel
 from router.prompt.template import ChatTemplate, TemplateError
+from router.prompt.tokenizer import SegmentTokenizer
 
 CHAT = "/v1/chat/completions"
 
@@ -281,3 +282,35 @@ def test_template_choice(tiny: ChatModel) -> None:
     assert (model.render([]), model.render([], [{"type": "function"}])) == ("d", "t")
     with pytest.raises(TemplateError):
         ChatModel(tiny.tokenizer, {}, {}).render([])
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, engine: str) -> None:
+    """Step after step, over shared messages, the ids are those of a process that sees the request for the first time."""
+    tool = {"name": "f", "description": "d", "input_schema": {"type": "object"}}
+    anthropic: list[dict[str, Any]] = []
+    chat: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
+    stage = PromptStage({"m": ModelSpec("m", tiny)})
+    for step in range(30):
+        use = [{"type": "text", "text": "x"}, {"type": "tool_use", "id": f"c{step}", "name": "f", "input": {"k": step}}]
+        result = [{"type": "tool_result", "tool_use_id": f"c{step}", "content": f"r{step}"}]
+        anthropic += [{"role": "user", "content": "same"}, {"role": "assistant", "content": use}]
+        anthropic += [{"role": "user", "content": result}]
+        chat += [{"role": "user", "content": "same"}, {"role": "assistant", "content": f"a{step}"}]
+        items += [{"role": "user", "content": [{"type": "input_text", "text": "same"}]}]
+        for path, fields in [
+            ("/v1/messages", {"messages": anthropic, "tools": [tool], "system": "s"}),
+            (CHAT, {"messages": chat, "tools": [{"type": "function", "function": {"name": "f"}}]}),
+            ("/v1/responses", {"input": items}),
+            ("/v1/responses", {"input": chat}),
+            ("/v1/messages", {"messages": chat}),
+        ]:
+            prompt = await stage.prepare(request(path, **fields), engine=engine)
+            whole = parse_request(path, json.dumps({"model": "m", **fields}).encode())
+            apart = replace(whole, body=json.loads(json.dumps({"model": "m", **fields})))
+            fresh = ChatModel(SegmentTokenizer(tiny.tokenizer._tokenizer), {"default": tiny.template_source or ""}, {})
+            expected = await prepared(ModelSpec("m", fresh), apart, engine=engine)
+            assert prompt.exact
+            assert prompt.ids == expected.ids
+    stage.close()
