@@ -286,7 +286,7 @@ def test_template_choice(tiny: ChatModel) -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, engine: str) -> None:
-    """Step after step, over shared messages, the ids are those of a process that sees the request for the first time."""
+    """Step after step, over shared messages, the ids are those of a process that never saw the session."""
     tool = {"name": "f", "description": "d", "input_schema": {"type": "object"}}
     anthropic: list[dict[str, Any]] = []
     chat: list[dict[str, Any]] = []
