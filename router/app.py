@@ -120,6 +120,7 @@ class App:
             past,
             rate=lambda replica: self.placement.speed.rate / replica.speed.slowness,
             recent=Recent(config.observe.recent_requests),
+            log_blocks=config.log.blocks,
         )
         self.prober = Prober(
             self._joined,

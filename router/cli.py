@@ -15,6 +15,10 @@ COMMANDS = {
     "agent": ("replica.agent", "run beside an engine: publish what its KV cache holds"),
     "simulate": ("replica.simulator.command", "run simulated engines"),
     "loadtest": ("loadtest.command", "load an endpoint and report hit rate and latency"),
+    "loadtest replay": (
+        "loadtest.replay.command",
+        "other policies and fleet sizes on recorded requests, in virtual time",
+    ),
     "loadtest compare": ("loadtest.compare.command", "several routers and policies on the same fleet and requests"),
 }
 

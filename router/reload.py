@@ -115,6 +115,7 @@ async def apply(app: App, new: Config, credentials: Credentials) -> tuple[str, .
     health = new.health
     app.prober.configure(health.interval_s, health.timeout_s, health.failures, health.load_interval_s)
     app.outliers.configure(outlier_policy(new))
+    app.observer.log_blocks = new.log.blocks
     set_log_levels(new)
     return tuple(key for key in differences(app.started_with, new) if is_fixed(key))
 

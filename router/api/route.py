@@ -417,7 +417,7 @@ class _Routed:
                     "matched_tokens": self._matched(candidate.replica),
                     "predicted_tokens": match.predicted * size,
                     "lower_tier_tokens": match.lower * size,
-                    "cost_s": None if terms is None else {**terms[place]._asdict(), "total": terms[place].total},
+                    "cost_s": None if terms is None or place >= len(terms) else terms[place]._asdict(),
                 }
             )
         return told

@@ -478,6 +478,9 @@ class Log(Section):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _d("Least severe level written.")] = "info"
     access: Annotated[bool, _d("One line a request: what was decided and what came of it; never the prompt.")] = False
+    blocks: Annotated[
+        bool, _d("The access log names each prompt's block hashes as well (no text), for `loadtest replay`.")
+    ] = False
 
 
 class Config(Section):

@@ -112,6 +112,7 @@ class Observer:
         *,
         rate: Callable[[Replica], float | None],
         recent: Recent | None = None,
+        log_blocks: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.metrics = metrics
@@ -121,6 +122,7 @@ class Observer:
         self.timeline = Timeline(clock)
         self.hot = HotPrefixes()
         self._rate = rate
+        self.log_blocks = log_blocks
         self._clock = clock
 
     def sent(self, dispatch: Dispatch) -> Seen:
@@ -177,6 +179,9 @@ class Observer:
         self.recent.put(record)
         if access_log.isEnabledFor(logging.INFO):
             line = {name: value for name, value in record.items() if name not in ("candidates", "seq")}
+            if self.log_blocks:
+                prompt = seen.dispatch.prompt
+                line |= {"block_size": prompt.block_size, "blocks": prompt.chain}
             access_log.info("%s", msgspec.json.encode(line).decode())
 
     def receipt(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:

@@ -33,9 +33,10 @@ step is cheaper where the prompt is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.routing.types import Ask, Candidate, Terms
+from router.routing.types import Ask, Candidate
 
 ANSWER_WEIGHT = 0.25
 """A second of the whole answer against a second before its first token."""
@@ -49,6 +50,9 @@ FREE_SHARE = 0.1
 MAX_BUSY = 0.9
 
 
+Price = tuple[float, float, float, float, float, float, float]
+
+
 @dataclass(slots=True, frozen=True)
 class Weights:
     """The knobs. `decode_tokens`: what a running sequence costs a newcomer, in uncached prefill tokens.
@@ -59,40 +63,59 @@ class Weights:
     affinity_tokens: float = 128.0
 
 
-def terms(ask: Ask, candidate: Candidate, weights: Weights) -> Terms:
-    """The cost of one candidate, in seconds. Deterministic, no side effects."""
-    replica = candidate.replica
-    load = replica.load
-    rate = ask.rate / replica.speed.slowness
-    base = ask.base_s * replica.speed.slowness
-    prefill_rate, sequences = load.recent(ask.now)
-    busy = min(MAX_BUSY, prefill_rate / rate)
-    slack = 1.0 - busy
-    at_home = replica.id == ask.home
+def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[Price]:
+    """Each candidate's cost, in seconds: the fields of Terms. Deterministic, no side effects.
 
-    cached = candidate.cached(ask)
-    shared = max(0, min(ask.shared_tokens, ask.prompt_tokens) - cached)
-    own = ask.prompt_tokens - cached - shared
-    users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
-    prefill = weights.recompute * (own + shared / users + LOWER_COST * min(candidate.lower_tokens, cached)) / rate
-
-    alone = base + ask.step_tokens / rate
-    crowded = (alone + weights.decode_tokens * sequences / rate) / slack
-    horizon = min(1.0, ask.steps_left) if ask.home else ask.steps_left
-    later = ask.steps_left * alone + horizon * (crowded - alone)
-    if replica.kv_tokens:
-        kept, capacity = ask.kept_tokens, replica.kv_tokens
-        full = load.warm_tokens - (ask.own_warm if at_home else 0.0) + kept + ask.shared_tokens
-        if ask.home:
-            evicted = min(kept, max(0.0, full - capacity))
-        else:
-            evicted = kept * min(1.0, max(0.0, full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE))
-        later += max(1.0, horizon) * evicted / rate
-    return Terms(
-        base=base,
-        queue=load.queued_tokens / rate,
-        crowd=weights.decode_tokens * load.sequences / rate + ANSWER_WEIGHT * ask.answer_s * busy / slack,
-        prefill=prefill,
-        later=later,
-        affinity=weights.affinity_tokens / rate if at_home else 0.0,
+    One loop with nothing made for a candidate but its numbers: a fleet of hundreds is priced for every request.
+    """
+    decode, recompute, affinity = weights.decode_tokens, weights.recompute, weights.affinity_tokens
+    prompt, hittable, home, kept, steps = (
+        ask.prompt_tokens,
+        ask.hittable_tokens,
+        ask.home,
+        ask.kept_tokens,
+        ask.steps_left,
     )
+    common = min(ask.shared_tokens, prompt)
+    users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
+    horizon = min(1.0, steps) if home else steps
+    evictions = max(1.0, horizon)
+    found = []
+    for candidate in candidates:
+        replica = candidate.replica
+        load, slowness = replica.load, replica.speed.slowness
+        per_token = slowness / ask.rate
+        base = ask.base_s * slowness
+        prefill_rate, usual = load.recent(ask.now)
+        busy = min(MAX_BUSY, prefill_rate * per_token)
+        slack = 1.0 - busy
+
+        cached = candidate.held_tokens if candidate.held_tokens < hittable else hittable
+        shared = common - cached if common > cached else 0
+        work = prompt - cached - shared + shared / users
+        if candidate.lower_tokens:
+            work += LOWER_COST * min(candidate.lower_tokens, cached)
+
+        later = 0.0
+        if steps:
+            alone = base + ask.step_tokens * per_token
+            later = steps * alone + horizon * ((alone + decode * usual * per_token) / slack - alone)
+        at_home = replica.id == home
+        info = replica.info
+        capacity = info.kv_tokens if info is not None else None
+        if capacity:
+            full = load.warm_tokens + kept + ask.shared_tokens
+            if at_home:
+                full -= ask.own_warm
+            if home:
+                later += evictions * min(kept, max(0.0, full - capacity)) * per_token
+            elif full > FREE_SHARE * capacity:
+                share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
+                later += evictions * kept * min(1.0, share) * per_token
+        queue = (load.pending_prefill + load.other_prefill) * per_token
+        crowd = decode * (load.running + load.other_running) * per_token + ANSWER_WEIGHT * ask.answer_s * busy / slack
+        prefill = recompute * work * per_token
+        preferred = affinity * per_token if at_home else 0.0
+        total = base + queue + crowd + prefill + later - preferred
+        found.append((total, base, queue, crowd, prefill, later, preferred))
+    return found

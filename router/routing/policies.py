@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 
 import xxhash
 
-from router.routing.cost import Weights, terms
-from router.routing.types import Ask, Candidate, Decision, Policy
+from router.routing.cost import Weights, prices
+from router.routing.types import Ask, Candidate, Decision, Policy, Terms
+
+TOLD = 16
+"""Candidates whose costs a decision tells."""
 
 
 class Prefix:
@@ -27,13 +30,13 @@ class Prefix:
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""
-        priced = [terms(ask, candidate, self._weights) for candidate in candidates]
+        priced = prices(ask, candidates, self._weights)
         places = sorted(
-            range(len(candidates)), key=lambda place: (priced[place].total, candidates[place].replica.load.turn)
+            range(len(candidates)), key=lambda place: (priced[place][0], candidates[place].replica.load.turn)
         )
         order = [candidates[place] for place in places]
-        held = [candidate.cached(ask) for candidate in candidates]
-        best, mine = max(held), order[0].cached(ask)
+        held = [candidate.held_tokens for candidate in candidates]
+        best, mine = min(max(held), ask.hittable_tokens), order[0].cached(ask)
         if len(candidates) == 1:
             reason = "only"
         elif best == 0:
@@ -42,7 +45,7 @@ class Prefix:
             reason = "spilled"
         else:
             reason = "prefix" if min(held) < best else "shared"
-        return Decision(order, reason, [priced[place] for place in places])
+        return Decision(order, reason, [Terms(*priced[place]) for place in places[:TOLD]])
 
 
 class RoundRobin:

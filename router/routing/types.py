@@ -56,18 +56,15 @@ class Candidate:
 
 
 class Terms(NamedTuple):
-    """A candidate's cost in seconds, by what it is made of (routing.cost says how)."""
+    """A candidate's cost in seconds, and what it is made of (routing.cost says how)."""
 
+    total: float
     base: float
     queue: float
     crowd: float
     prefill: float
     later: float
     affinity: float
-
-    @property
-    def total(self) -> float:
-        return self.base + self.queue + self.crowd + self.prefill + self.later - self.affinity
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,7 +74,7 @@ class Decision:
     Reasons: `prefix` (holds more of the prompt than others), `cold` (nobody holds any of it), `shared` (all that
     are equally good hold as much), `spilled` (another holds more, but this one is predicted to answer sooner),
     `session`, `round_robin`, `random`, `least_load`, `only` (no choice), `sticky` (state that is in one replica).
-    `terms`: each candidate's cost, in the same order, where the policy has one.
+    `terms`: the first candidates' costs, in the same order, where the policy has any.
     """
 
     order: Sequence[Candidate]
