@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test fuzz test-engines test-helm lint format bench docs clean
+.PHONY: help demo test fuzz test-engines test-helm lint format bench docs fuzz soak clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
@@ -51,6 +51,12 @@ format: $(VENV)/dev ## format the code and regenerate the docs
 
 bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+fuzz: $(VENV)/dev ## a million fuzzed requests against a router process, with figures
+	$(BIN)/python tests/fuzz/run.py --requests $(or $(REQUESTS),1000000)
+
+soak: $(VENV)/dev ## 200,000 requests with faults under load: failures, counters, memory over time
+	$(BIN)/python tests/faults/soak.py --requests $(or $(REQUESTS),200000)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -161,6 +161,7 @@ class App:
             pools=pools(config),
             origin_of=lambda replica: self.origins[replica.id],
             outliers=self.outliers,
+            alive=self.prober.answers,
             turns=Turns(self.fleet, self.admission, patience(config)),
             answered=self.trust.answered,
             observer=self.observer,

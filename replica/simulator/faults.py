@@ -23,6 +23,8 @@ class Faults:
     status_probability: float = 1.0
     close_before_head: int = 0
     """Drop the connection of the next n inference requests without a byte."""
+    die: bool = False
+    """The next inference request kills the process: its connections are reset, nothing listens any more."""
     half_head: int = 0
     """Send half a response head to the next n inference requests, then close."""
     reset_after_events: int = -1

@@ -173,7 +173,10 @@ class SimulatedServer:
 
     def _fault_before(self, reply: Reply) -> bool:
         """Faults of inference requests that come before any answer; True when the request is dealt with."""
-        if self.faults.take_close():
+        if self.faults.die:
+            self.faults.die = False
+            self._dying = asyncio.ensure_future(self.kill())
+        elif self.faults.take_close():
             reply.reset()
         elif self.faults.take_half_head():
             reply.raw(b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-ty")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from random import getrandbits
 from time import monotonic
@@ -60,9 +60,9 @@ class _Known:
 class Route:
     """Routes requests over a fleet.
 
-    `origin_of` gives a replica's address, `outliers` is told how requests end, `turns` makes them wait for room,
-    `answered` is told what came of a request whose prompt and prediction it gets. `send_token_ids`: with chat
-    requests, to replicas known to agree with ours.
+    `origin_of` gives a replica's address, `outliers` is told how requests end, `alive` asks whether one still answers,
+    `turns` makes requests wait for room, `answered` is told what came of a request whose prompt and prediction it gets.
+    `send_token_ids`: with chat requests, to replicas known to agree with ours.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Route:
         pools: Pools,
         origin_of: Callable[[Replica], Origin],
         outliers: Outliers,
+        alive: Callable[[Replica], Awaitable[bool]],
         turns: Turns,
         answered: Callable[[Replica, Prompt, Match, Outcome], None],
         observer: Observer,
@@ -92,6 +93,7 @@ class Route:
         self.metrics = metrics
         self.origin_of = origin_of
         self.outliers = outliers
+        self.alive = alive
         self.turns = turns
         self.answered = answered
         self.observer = observer
@@ -431,6 +433,10 @@ class _Routed:
         if status < 400:
             prompt = self._prompt(replica).prompt
             self._route.feeds.answered(replica, prompt.chain, prompt.exact)
+
+    async def alive(self, target: Target) -> bool:
+        """Asked after a lost connection."""
+        return await self._route.alive(self._candidates[target.id].replica)
 
     def on_end(self, target: Target, attempt: Attempt) -> None:
         """Whatever happened, the work is no longer there."""

@@ -348,7 +348,7 @@ class Proxy(Section):
     total_timeout_s: Annotated[Seconds, _d("Limit from a request's arrival to its first response byte, all tries.")] = (
         900.0
     )
-    max_attempts: Annotated[Count, _d("Replicas tried for one request, at most.")] = 3
+    max_attempts: Annotated[Count, _d("Replicas tried for one request, at most.")] = 5
     max_connections: Annotated[
         Count, _d("Open connections to one replica; requests beyond it go elsewhere, or wait.")
     ] = 4096

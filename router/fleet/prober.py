@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 """A replica that failed a probe is probed again this soon."""
+ANSWERS_S = 1.0
 PAUSE_S = 0.05
 """Between a probe that was asked for and the next."""
 
@@ -92,6 +93,17 @@ class Prober:
             self._down(replica, reason)
         self.check(replica)
 
+    async def answers(self, replica: Replica) -> bool:
+        """Whether it answers a probe now, within a second."""
+        if replica.info is None or self._session is None:
+            return False
+        try:
+            async with asyncio.timeout(ANSWERS_S):
+                await self._ask(replica, self._session)
+        except (EngineError, TimeoutError):
+            return False
+        return True
+
     def check(self, replica: Replica) -> None:
         """A request failed there: probe it now."""
         if replica.id in self._wake:
@@ -133,9 +145,7 @@ class Prober:
             if before is None or replica.health is Health.DOWN:
                 await self._joined(replica)
         engine = ENGINES[replica.info.kind]
-        if await get(session, replica.url, engine.health_path) is None:
-            # An older engine without that path; listing its models shows as much.
-            await get(session, replica.url, "/v1/models")
+        await self._ask(replica, session)
         rest = await resting(session, replica.url, replica.info.rest_paths)
         if not rest and replica.reported is not None and replica.reported.asleep:
             rest = "sleeping"
@@ -146,6 +156,12 @@ class Prober:
                 log.warning("replica %s gets no requests: its engine is %s", replica.id, rest)
         elif replica.mark(Health.UP, ""):
             log.info("replica %s is up: %s %s", replica.id, engine.kind, ", ".join(replica.info.models))
+
+    async def _ask(self, replica: Replica, session: aiohttp.ClientSession) -> None:
+        assert replica.info is not None
+        if await get(session, replica.url, ENGINES[replica.info.kind].health_path) is None:
+            # An older engine without that path; listing its models shows as much.
+            await get(session, replica.url, "/v1/models")
 
     async def _read_load(self, replica: Replica, session: aiohttp.ClientSession) -> None:
         if replica.info is not None:

@@ -195,7 +195,10 @@ class _Forwarding:
                     continue
                 self._note(attempt, error)
                 if isinstance(error, ConnectionLost) or attempt.stale_retries:
-                    self._poison.lost(self._fingerprint(), target.id, now)
+                    if verdict is Verdict.STOP and await self._plan.alive(target):
+                        verdict = self._state.acquit()
+                    else:
+                        self._poison.lost(self._fingerprint(), target.id, now)
                 if verdict is Verdict.STOP or now >= self._deadline:
                     return None
                 return self._plan.next_target(self._excluded, error)

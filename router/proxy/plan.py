@@ -77,6 +77,10 @@ class Plan(Protocol):
         """The first byte of the answer that goes to the client is here, seconds after on_send."""
         ...
 
+    async def alive(self, target: Target) -> bool:
+        """Whether the target, whose connection was lost, still answers: then the request did not kill it."""
+        ...
+
     def on_end(self, target: Target, attempt: Attempt) -> None:
         """The target is done with the request, however it ended."""
         ...

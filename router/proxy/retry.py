@@ -26,13 +26,14 @@ class RetryPolicy:
     max_attempts: targets tried at most. retry_statuses: answers that another replica may better (503 is an engine's
     full queue). max_lost: retries after a connection was lost while waiting, or the engine failed (status 500, or an
     error event before the first token): the request itself may have killed it, and must not kill the fleet one by one.
+    (A replica that still answers afterwards was not killed; see RetryState.acquit.)
     max_timeouts: retries after no first byte in time.
     total_s: no new try, and no waiting, beyond it.
     backoff_s: wait before the retry when the second try failed as the first did; doubled for each further one, at
     most max_backoff_s, each times a random factor from 0.5 to 1.5. The first retry goes at once: to another replica.
     """
 
-    max_attempts: int = 3
+    max_attempts: int = 5
     retry_statuses: frozenset[int] = frozenset((502, 503, 504))
     max_lost: int = 1
     max_timeouts: int = 1
@@ -95,6 +96,11 @@ class RetryState:
             return False
         self._lost += 1
         return True
+
+    def acquit(self) -> Verdict:
+        """The present target outlived the loss of its connection: the request is not what kills replicas."""
+        self._lost = 0
+        return Verdict.NEXT if self.attempts < self._policy.max_attempts else Verdict.STOP
 
     def backoff_s(self) -> float:
         """Seconds to wait before the next target is tried: none unless the last failure repeats an earlier one."""

@@ -83,6 +83,7 @@ class Plan:
     targets: list[Target]
     log: list[str] = field(default_factory=list)
     in_flight: dict[str, int] = field(default_factory=dict)
+    survivors: set[str] = field(default_factory=set)
     ended: list[Attempt] = field(default_factory=list)
 
     def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
@@ -98,6 +99,9 @@ class Plan:
     def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
         self.log.append(f"first {target.id} {status}")
 
+    async def alive(self, target: Target) -> bool:
+        return target.id in self.survivors
+
     def on_end(self, target: Target, attempt: Attempt) -> None:
         self.log.append(f"end {target.id} {attempt.error}")
         self.in_flight[target.id] -= 1
@@ -109,6 +113,7 @@ class Router:
     server: HttpServer
     pool: UpstreamPool
     targets: list[Target] = field(default_factory=list)
+    survivors: set[str] = field(default_factory=set)
     plans: list[Plan] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -182,7 +187,7 @@ async def route() -> AsyncIterator[Callable[..., Awaitable[Router]]]:
         forwarder = Forwarder(pool, policy)
 
         async def handler(request: Request, response: Response) -> None:
-            plan = Plan(router.targets)
+            plan = Plan(router.targets, survivors=router.survivors)
             router.plans.append(plan)
             try:
                 router.outcomes.append(await forwarder.forward(request, response, plan))

@@ -157,6 +157,15 @@ async def test_poison_request_reaches_two_replicas_at_most(upstream, route):
     assert [len(up.requests) for up in ups] == [1, 1, 0, 0]
 
 
+async def test_a_replica_that_outlives_a_lost_connection_acquits_the_request(upstream, route):
+    ups = [await upstream(kill_before_head) for _ in range(3)]
+    router = await route(*ups, await upstream(ok))
+    router.survivors.update(("r0", "r1", "r2"))
+    assert body_of(await router.post()) == b"ok"
+    router.survivors.clear()
+    assert (await router.post()).startswith(b"HTTP/1.1 502 ")
+
+
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (kill_before_head, 502), (busy, 503)])
 async def test_exhausted(upstream, route, fault, status):
     up = await upstream(fault)
