@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test fuzz test-engines test-helm lint format bench docs fuzz soak clean
+.PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench docs soak clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
@@ -26,7 +26,7 @@ test: $(VENV)/dev ## all tests
 	$(BIN)/python tests/prepare.py
 	$(BIN)/python -m pytest
 
-fuzz: $(VENV)/dev ## a million mutated event payloads: no crash, no wrong block (10 to 20 minutes)
+fuzz-events: $(VENV)/dev ## a million mutated event payloads: no crash, no wrong block (10 to 20 minutes)
 	PREFIX_ROUTER_FUZZ=1000000 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/index/test_wire_fuzz.py
 
 test-helm: $(VENV)/dev ## the Helm chart alone (part of make test)
@@ -52,7 +52,7 @@ format: $(VENV)/dev ## format the code and regenerate the docs
 bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
-fuzz: $(VENV)/dev ## a million fuzzed requests against a router process, with figures
+fuzz-requests: $(VENV)/dev ## a million fuzzed requests against a router process, with figures
 	$(BIN)/python tests/fuzz/run.py --requests $(or $(REQUESTS),1000000)
 
 soak: $(VENV)/dev ## 200,000 requests with faults under load: failures, counters, memory over time

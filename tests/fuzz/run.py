@@ -1,4 +1,4 @@
-"""Many fuzzed requests against a router process: make fuzz [REQUESTS=1000000].
+"""Many fuzzed requests against a router process: make fuzz-requests [REQUESTS=1000000].
 
 Prints the figures; the exit status is 1 if anything crashed, hung, was answered with 500 or 502, or did not return to
 zero.

@@ -1,4 +1,4 @@
-"""A few thousand fuzzed requests through the whole router (make fuzz: a million)."""
+"""A few thousand fuzzed requests through the whole router (make fuzz-requests: a million)."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ go through what a subscriber feeds. After each payload the published blocks must
 when the mutated bytes gave two meanings to one hash, none beside them. Each episode ends with a cleared cache and an
 intact stream: from there on all is exact.
 
-PREFIX_ROUTER_FUZZ=N sets how many mutated payloads (default 6,000); `make fuzz` runs a million.
+PREFIX_ROUTER_FUZZ=N sets how many mutated payloads (default 6,000); `make fuzz-events` runs a million.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _LISTENS = re.compile(r"listening on https?://127\.0\.0\.1:(\d+)")
 _ADMIN = re.compile(r"metrics and status on http://127\.0\.0\.1:(\d+)")
-_REPLICA = re.compile(r"(http://127\.0\.0\.1:\d+)")
+_REPLICA = re.compile(r"(http://127\.0\.0\.\d+:\d+)")
 
 
 class Process:
@@ -109,9 +109,9 @@ class RouterProcess(Process):
 class ReplicaProcess(Process):
     """`prefix-router simulate` with one replica, at the same port again after a restart."""
 
-    def __init__(self, *arguments: str, port: int) -> None:
-        super().__init__("simulate", "--replicas", "1", "--port", str(port), *arguments)
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, *arguments: str, port: int, host: str = "127.0.0.1") -> None:
+        super().__init__("simulate", "--replicas", "1", "--host", host, "--port", str(port), *arguments)
+        self.url = f"http://{host}:{port}"
 
     async def start(self) -> None:
         self.lines.clear()
