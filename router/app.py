@@ -15,6 +15,7 @@ from router.api import status
 from router.api.admin import Admin
 from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
+from router.api.explain import Explain
 from router.api.keys import Gate
 from router.api.report import Report
 from router.api.route import Route
@@ -187,6 +188,7 @@ class App:
             routes=[
                 *ReplicaAdmin(Wishes(), self._view, self.membership.wish).routes(),
                 *Report(self.observer).routes(),
+                *Explain(self.route).routes(),
             ],
         )
         self.admin_port = 0

@@ -13,6 +13,7 @@ COMMANDS = {
     "check-config": ("router.check", "check a configuration file and print what takes effect"),
     "keys": ("router.keys", "make API keys"),
     "agent": ("replica.agent", "run beside an engine: publish what its KV cache holds"),
+    "explain": ("router.explain", "where a request would go now, and why"),
     "simulate": ("replica.simulator.command", "run simulated engines"),
     "loadtest": ("loadtest.command", "load an endpoint and report hit rate and latency"),
     "loadtest replay": (

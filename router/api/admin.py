@@ -29,7 +29,7 @@ class Admin:
         self._metrics = metrics
         self._ready = ready
         self._replicas = replicas
-        app = web.Application(middlewares=[guard(token)])
+        app = web.Application(middlewares=[guard(token)], client_max_size=64 << 20)
         app.add_routes(routes)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/health", self._get_health)

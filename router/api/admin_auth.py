@@ -16,6 +16,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 OPEN_PATHS = frozenset({"/metrics", "/health", "/ready"})
+READING_POSTS = frozenset({"/explain"})
+"""Questions with a body: they change nothing."""
 NO_TOKEN = "nothing can be changed here: set admin.token_file or admin.token_env in the configuration"
 WRONG = "the admin token is missing or wrong: send `Authorization: Bearer TOKEN`"
 
@@ -28,7 +30,7 @@ def guard(token: Callable[[], str | None]) -> Middleware:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         wanted = token()
-        reads = request.method in ("GET", "HEAD")
+        reads = request.method in ("GET", "HEAD") or request.path in READING_POSTS
         if wanted is None:
             if not reads:
                 return _refused(403, NO_TOKEN)

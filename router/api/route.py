@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Container, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from random import getrandbits
 from time import monotonic
@@ -39,7 +40,7 @@ from router.routing.placement import Facts, Placement, Sent
 from router.routing.pools import Pools
 from router.routing.ramp import ramped
 from router.routing.sticky import StickyTable
-from router.routing.types import Candidate, Decision
+from router.routing.types import Candidate, Decision, Policy
 
 NEEDS_MODEL = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
@@ -144,6 +145,19 @@ class Route:
                 self.sticky.keep(state, outcome.target_id)
         self._note(parsed, routed, outcome)
 
+    async def explain(self, request: Request, parsed: ApiRequest) -> dict[str, Any]:
+        """What would be decided about a request now, and why; nothing is sent, counted or remembered. Raises ApiError.
+
+        Policies that take turns are asked through a copy: a question is no turn.
+        """
+        replicas = self._able(parsed)
+        took = Took()
+        known = await self._know(parsed, replicas, took)
+        turn = self.turns.turn(request, parsed, OPEN, 0, replicas)
+        routed = _Routed(self, request, parsed, replicas, known, OPEN, took, turn, policy=copy(self.placement.policy))
+        took.lap("decide")
+        return routed.explained() | {"stages_ms": {name: round(s * 1000, 3) for name, s in took.seconds.items()}}
+
     async def _know(self, parsed: ApiRequest, replicas: list[Replica], took: Took) -> dict[str, _Known]:
         known: dict[str, _Known] = {}
         for info in {r.info.kind: r.info for r in replicas if r.info is not None}.values():
@@ -233,6 +247,7 @@ class _Routed:
         grant: Grant,
         took: Took,
         turn: Turn,
+        policy: Policy | None = None,
     ) -> None:
         self.request_id = request_id(request)
         self.seen: Seen | None = None
@@ -247,7 +262,7 @@ class _Routed:
         self._candidates = {r.id: self._candidate(r) for r in replicas}
         self._past = route.placement.look(self._facts(), max(c.held_tokens for c in self._candidates.values()))
         able = with_room(replicas, monotonic()) if route.fleet.bounded else replicas
-        self._decision = self._decide([self._candidates[r.id] for r in able])
+        self._decision = self._decide([self._candidates[r.id] for r in able], policy)
         self._left = ramped(self._decision.order) if route.fleet.ramping else list(self._decision.order)
         if len(able) < len(replicas) and self._decision.reason != "sticky":
             self._left += [candidate for candidate in self._candidates.values() if candidate.replica not in able]
@@ -284,7 +299,7 @@ class _Routed:
             model=parsed.model or "",
         )
 
-    def _decide(self, able: list[Candidate]) -> Decision:
+    def _decide(self, able: list[Candidate], policy: Policy | None) -> Decision:
         """The order of candidates. Raises ApiError when the replica that has the request's state is gone."""
         route = self._route
         home = route.sticky.home(needed(self._request.path, self._parsed, self._grant.tenant))
@@ -294,7 +309,7 @@ class _Routed:
                 message = f"The replica that keeps this state ({home}) is not available."
                 raise ApiError(503, message, code="state_unavailable", retry_after_s=1)
             return Decision([keeper], "sticky")
-        return route.placement.decide(self._past, route.pools.select(self._past, able))
+        return route.placement.decide(self._past, route.pools.select(self._past, able), policy)
 
     def _matched(self, replica: Replica) -> int:
         prompt = self._prompt(replica).prompt
@@ -403,6 +418,49 @@ class _Routed:
             fresh=self._past.found.session is None,
             seconds=self._took.seconds,
         )
+
+    def explained(self) -> dict[str, Any]:
+        """The decision and everything it was made from."""
+        past, first = self._past, self._decision.order[0].replica
+        prompt, session = self._prompt(first).prompt, past.found.session or past.found.parent
+        return {
+            "model": self._parsed.model,
+            "endpoint": self._parsed.endpoint.value,
+            "tokens": {"prompt": prompt.tokens, "exact": prompt.exact, "reason": prompt.reason},
+            "chain": {
+                "block_size": prompt.block_size,
+                "blocks": len(prompt.chain),
+                "first": [f"{one:016x}" for one in prompt.chain[:2]],
+                "last": [f"{one:016x}" for one in prompt.chain[-2:]],
+            },
+            "session": {
+                "found_by": past.found.how if past.found.parent is None else "fork",
+                "id": None if session is None else session.id,
+                "steps": None if session is None else session.steps,
+                "home": past.ask.home or None,
+                "shared_tokens": past.shared_tokens,
+                "expected_steps": round(past.ask.steps_left, 1),
+                "expected_tokens_a_step": round(past.ask.step_tokens),
+                "class": "light" if self._route.pools.is_light(past) else "heavy",
+            },
+            "decision": {
+                "replica": first.id,
+                "reason": self._decision.reason,
+                "policy": self._route.placement.policy.name,
+            },
+            "candidates": [
+                told
+                | {
+                    "health": candidate.replica.health,
+                    "running": candidate.replica.load.running,
+                    "queued_prefill_tokens": candidate.replica.load.queued_tokens,
+                    "warm_tokens": round(candidate.replica.load.warm_tokens),
+                    "slowness": round(candidate.replica.speed.slowness, 2),
+                    "feed": candidate.replica.feed,
+                }
+                for told, candidate in zip(self._told(), self._decision.order, strict=True)
+            ],
+        }
 
     def unsent(self) -> Seen:
         """For a request that no replica was left to try for."""

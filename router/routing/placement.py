@@ -98,14 +98,14 @@ class Placement:
         )
         return Past(facts, found, shared, kind, ask)
 
-    def decide(self, past: Past, candidates: Sequence[Candidate]) -> Decision:
-        """The policy's choice."""
+    def decide(self, past: Past, candidates: Sequence[Candidate], policy: Policy | None = None) -> Decision:
+        """The policy's choice, or that of another one."""
         warm = self.lineage.warm_tokens
         for candidate in candidates:
             load = candidate.replica.load
             load.settle(past.ask.now)
             load.warm_tokens = warm.get(candidate.replica.id, 0.0)
-        return self.policy.select(past.ask, candidates)
+        return (policy or self.policy).select(past.ask, candidates)
 
     def sent(self, past: Past, candidate: Candidate) -> Sent:
         """The request goes to `candidate`: counted there at once."""
