@@ -82,8 +82,9 @@ def page(told: dict[str, Any]) -> str:
         counts = (f"{one['matched_tokens']:,}", f"{one['running']:,}", f"{one['queued_prefill_tokens']:,}")
         rows.append((one["replica"], *counts, *(_ms(cost.get(name)) for name in COLUMNS[4:])))
     wide = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
-    for row in rows:
-        lines.append("  ".join([row[0].ljust(wide[0]), *(row[at].rjust(wide[at]) for at in range(1, len(row)))]))
+    lines += [
+        "  ".join([row[0].ljust(wide[0]), *(row[at].rjust(wide[at]) for at in range(1, len(row)))]) for row in rows
+    ]
     lines.append("(tokens; costs in ms: docs/routing.md)")
     return "\n".join(lines) + "\n"
 
