@@ -10,6 +10,9 @@ from aiohttp import web
 
 from router.api.admin_auth import guard
 
+MAX_BODY = 64 << 20
+"""Of a question; /explain takes real request bodies."""
+
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 
 
@@ -29,7 +32,7 @@ class Admin:
         self._metrics = metrics
         self._ready = ready
         self._replicas = replicas
-        app = web.Application(middlewares=[guard(token)], client_max_size=64 << 20)
+        app = web.Application(middlewares=[guard(token)], client_max_size=MAX_BODY)
         app.add_routes(routes)
         app.router.add_get("/metrics", self._get_metrics)
         app.router.add_get("/health", self._get_health)
