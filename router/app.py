@@ -65,6 +65,7 @@ from router.settings import (
     server_limits,
     upstream_limits,
 )
+from router.sharing import share_sessions
 from router.sources import make_sources
 from router.trust import Trust
 
@@ -85,6 +86,7 @@ class App:
         self.credentials = Credentials.read(config)
         self.gate = Gate(self.credentials.keys, salted=config.keys.isolation == "salt")
         self.draining = False
+        self.router_id = uuid.uuid4().hex
         self.reloads = status.Reloads()
         self._hurry = asyncio.Event()
         self.fleet = Fleet()
@@ -142,7 +144,10 @@ class App:
         self.pool = UpstreamPool(upstream_limits(config))
         self.origins: dict[str, Origin] = {}
         self.placement = Placement(
-            make_policy(config.routing), time.monotonic, max_sessions=config.routing.max_sessions
+            make_policy(config.routing),
+            time.monotonic,
+            max_sessions=config.routing.max_sessions,
+            prefix=f"s{self.router_id[:6]}-",
         )
         self.forwarder = Forwarder(
             self.pool,
@@ -180,6 +185,8 @@ class App:
             self.api,
             limits=server_limits(config),
         )
+        if self.feeds.shared is not None:
+            share_sessions(self.feeds.shared.notes, self.placement.lineage, self.route.sticky)
         self.admin = Admin(
             metrics=self.metrics.page,
             ready=self.ready,
@@ -311,7 +318,7 @@ class App:
             settings.pool,
             self.index,
             self.fleet,
-            router_id=uuid.uuid4().hex,
+            router_id=self.router_id,
             direct=config.index.lookup == "redis",
             direct_timeout_s=settings.lookup_timeout_s,
             joined=(lambda found: self.membership.report("leases", found)) if settings.discover else None,

@@ -37,6 +37,8 @@ examples:
     prefix-router loadtest replay --trace router.log --replicas 8 4 --kv-tokens 400000
   a Mooncake trace, four times as fast:
     prefix-router loadtest replay --trace trace.jsonl --speedup 4 --time-model 70b-4xh100
+  a million requests on 64 replicas (coarser blocks are faster):
+    prefix-router loadtest replay --requests 1000000 --replicas 64 --block-size 64 --policies prefix
   one knob:
     prefix-router loadtest replay --workload pressure --policies prefix prefix,recompute=4"""
 
@@ -51,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--workload", nargs="+", default=[], metavar="NAME", help="made up; or all (default agents)")
     what.add_argument("--requests", type=int, default=4000, metavar="N", help="of a made-up workload (default 4000)")
     what.add_argument("--speedup", type=float, default=1.0, metavar="X", help="of a trace's arrivals (default 1)")
-    what.add_argument("--block-size", type=int, metavar="N", help="tokens per hash id of a trace (default 512 or 16)")
+    what.add_argument(
+        "--block-size", type=int, metavar="N", help="tokens a block: of a trace (default 512 or 16), or made up (16)"
+    )
     what.add_argument("--seed", type=int, default=0, help="of made-up workloads (default 0)")
     fleet = parser.add_argument_group("fleet")
     fleet.add_argument("--replicas", nargs="+", type=int, default=[8], metavar="N", help="fleet sizes (default 8)")
@@ -151,7 +155,7 @@ def _workloads(args: argparse.Namespace, replicas: int) -> list[Workload]:
     for name in names:
         if name not in WORKLOADS:
             raise WorkloadError(f"--workload: {name!r} is unknown; one of {', '.join(WORKLOADS)}")
-        made.append(WORKLOADS[name](replicas, args.requests, seed=args.seed))
+        made.append(WORKLOADS[name](replicas, args.requests, seed=args.seed, block=args.block_size or 16))
     return made
 
 

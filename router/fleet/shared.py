@@ -21,6 +21,7 @@ from router.index.redis.direct import RedisDirectIndex
 from router.index.redis.inflight import InFlight, InFlightShare
 from router.index.redis.layout import Layout
 from router.index.redis.mirror import MirrorState, RedisMirror
+from router.index.redis.notes import NoteStream
 from router.index.redis.registry import Registry, ReplicaRecord
 from router.index.redis.store import Store
 from router.index.types import Match
@@ -60,11 +61,12 @@ class SharedIndex:
         self.mirror = None if direct else RedisMirror(store, layout, self.registry, index)
         self.direct = RedisDirectIndex(store, layout, self.registry, timeout_s=direct_timeout_s) if direct else None
         self.share = InFlightShare(store, layout, router_id, self._own_work)
+        self.notes = NoteStream(store, layout, router_id)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to follow Redis; nothing waits for it to be there."""
-        runs = [self.registry.run(), self.share.run(), self._follow()]
+        runs = [self.registry.run(), self.share.run(), self.notes.run(), self._follow()]
         if self.mirror is not None:
             runs.append(self.mirror.run())
         self._tasks = [asyncio.create_task(run) for run in runs]

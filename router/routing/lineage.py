@@ -86,7 +86,8 @@ NEW = Found(None, "new")
 class Lineage:
     """The table of sessions of one router. For one thread. `clock`: seconds, steady."""
 
-    def __init__(self, clock: Callable[[], float], max_sessions: int = 100_000) -> None:
+    def __init__(self, clock: Callable[[], float], max_sessions: int = 100_000, prefix: str = "s") -> None:
+        """`prefix`: of the ids made here; routers that tell each other of their sessions need different ones."""
         if max_sessions < 1:
             raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
         self.max_sessions = max_sessions
@@ -94,13 +95,17 @@ class Lineage:
         self._clock = clock
         self._sessions: OrderedDict[int, Session] = OrderedDict()
         """By id(), least recently used first."""
-        self._names: dict[tuple[str, str], Session] = {}
+        self._prefix = prefix
+        self._ids: dict[tuple[str, str], Session] = {}
+        """By (tenant, id)."""
         self._ends: dict[int, list[tuple[bytes, Session]]] = {}
         self._idle: OrderedDict[int, Session] = OrderedDict()
         """Sessions counted as warm somewhere, least recently used first."""
         self._made = 0
         self._tails: OrderedDict[tuple[str, bytes], tuple[bytes, deque[int]]] = OrderedDict()
         """(model, last token) -> the last prompt's tail, and what recent ones had in common with the one before."""
+        self.tell: Callable[[Session], None] | None = None
+        """Called at each step, for those who tell other routers."""
         self.warm_tokens: dict[str, float] = {}
         """Replica id -> tokens that its sessions are expected to come back for."""
 
@@ -112,7 +117,9 @@ class Lineage:
 
     def find(self, chain: Sequence[int], ids: bytes | None, block_size: int, name: str | None, tenant: str) -> Found:
         """Whose step a prompt is; nothing is changed. `ids`: the prompt's packed token ids, if they are known."""
-        named = self._names.get((tenant, name)) if name is not None else None
+        named = self._ids.get((tenant, name)) if name is not None else None
+        if named is not None and not named.named:
+            named = None  # an id made here that a client happens to use as a name
         session, current = self._through(chain, ids, block_size, tenant)
         if session is not None and (name is None or not session.named or session is named):
             return Found(session, "end") if current else Found(None, "new", session)
@@ -171,9 +178,41 @@ class Lineage:
         session.active += 1
         session.last_used = now
         self._sessions.move_to_end(id(session))
-        self._end(session, chain, ids, block_size, model)
+        end = self._end_of(chain, ids, block_size, model)
+        if end is not None:
+            self._put_end(session, end)
         self._warm(session, now)
+        if self.tell is not None:
+            self.tell(session)
         return session
+
+    def learn(
+        self,
+        tenant: str,
+        session_id: str,
+        *,
+        named: bool,
+        parent: str | None,
+        home: str,
+        prompt_tokens: int,
+        shared_tokens: int,
+        steps: int,
+        kind: int,
+        end: tuple[int, bytes] | None,
+    ) -> None:
+        """Another router sent a step of this session; older news than what is known is ignored."""
+        session = self._ids.get((tenant, session_id))
+        if session is None:
+            session = self._add(Session(session_id, tenant, named, parent, kind=kind))
+        elif session.steps >= steps:
+            return
+        session.home, session.steps = home, steps
+        session.prompt_tokens, session.shared_tokens = prompt_tokens, shared_tokens
+        session.last_used = self._clock()
+        self._sessions.move_to_end(id(session))
+        if end is not None:
+            self._put_end(session, end)
+        self._warm(session, session.last_used)
 
     def moved(self, session: Session, replica_id: str) -> None:
         """The step just sent goes to another replica: the first one failed."""
@@ -194,7 +233,7 @@ class Lineage:
     def _begin(self, found: Found, name: str | None, tenant: str, prompt_tokens: int, shared_tokens: int) -> Session:
         self._made += 1
         made = Session(
-            name if name is not None else f"s{self._made:x}",
+            name if name is not None else f"{self._prefix}{self._made:x}",
             tenant,
             name is not None,
             parent=found.parent.id if found.parent is not None else None,
@@ -202,32 +241,35 @@ class Lineage:
             kind=self.habits.kind(prompt_tokens, shared_tokens),
         )
         self.habits.began(made.kind)
+        return self._add(made)
+
+    def _add(self, made: Session) -> Session:
         self._sessions[id(made)] = made
-        if name is not None:
-            self._names[tenant, name] = made
+        self._ids[made.tenant, made.id] = made
         while len(self._sessions) > self.max_sessions:
             self._forget(self._sessions.popitem(last=False)[1])
         return made
 
     def _forget(self, session: Session) -> None:
         self._cool(session)
-        if self._names.get((session.tenant, session.id)) is session:
-            del self._names[session.tenant, session.id]
+        if self._ids.get((session.tenant, session.id)) is session:
+            del self._ids[session.tenant, session.id]
         for end, tail in session.ends:
             self._drop_end(session, end, tail)
 
-    def _end(self, session: Session, chain: Sequence[int], ids: bytes | None, block_size: int, model: str) -> None:
-        """Moves the session's end to the end of this prompt."""
-        block, tail = (chain[-1], b"") if chain else (0, b"")
-        if ids is not None:
-            size = block_size * TOKEN_BYTES
-            until = len(ids) - self._generation_prompt(model, ids)
-            depth = until // size
-            block = chain[depth - 1] if 0 < depth <= len(chain) else 0
-            tail = ids[depth * size : until]
-        if not block:
-            return  # shorter than a block: nothing of it is cached anywhere
-        end = (block, tail)
+    def _end_of(self, chain: Sequence[int], ids: bytes | None, block_size: int, model: str) -> tuple[int, bytes] | None:
+        """Where a prompt ends: its last full block before the generation prompt, and the ids behind that block."""
+        if ids is None:
+            return (chain[-1], b"") if chain else None
+        size = block_size * TOKEN_BYTES
+        until = len(ids) - self._generation_prompt(model, ids)
+        depth = until // size
+        if not 0 < depth <= len(chain):
+            return None  # shorter than a block: nothing of it is cached anywhere
+        return chain[depth - 1], ids[depth * size : until]
+
+    def _put_end(self, session: Session, end: tuple[int, bytes]) -> None:
+        """Moves the session's end."""
         if session.ends and session.ends[-1] == end:
             return  # the same prompt again
         if end in session.ends:
@@ -236,6 +278,7 @@ class Lineage:
         elif len(session.ends) == ENDS_KEPT:
             self._drop_end(session, *session.ends[0])
         session.ends.append(end)
+        block, tail = end
         bucket = self._ends.setdefault(block, [])
         bucket.append((tail, session))
         if len(bucket) > _SAME_END:

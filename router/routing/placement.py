@@ -59,10 +59,12 @@ class Past:
 class Placement:
     """One router's memory of sessions, prefixes and speeds, and its policy. `clock`: seconds, steady."""
 
-    def __init__(self, policy: Policy, clock: Callable[[], float], *, max_sessions: int = 100_000) -> None:
+    def __init__(
+        self, policy: Policy, clock: Callable[[], float], *, max_sessions: int = 100_000, prefix: str = "s"
+    ) -> None:
         self.policy = policy
         self.clock = clock
-        self.lineage = Lineage(clock, max_sessions)
+        self.lineage = Lineage(clock, max_sessions, prefix)
         self.popularity = Popularity()
         self.speed = FleetSpeed()
         self.answer_s = 1.0

@@ -8,6 +8,7 @@ nothing of it. The table is bounded; what was forgotten is routed as if it had n
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 Key = tuple[str, str, str]
 """(tenant, kind of state, its id as clients name it)."""
@@ -19,6 +20,8 @@ class StickyTable:
     def __init__(self, max_entries: int = 100_000) -> None:
         self.max_entries = max_entries
         self._homes: OrderedDict[Key, str] = OrderedDict()
+        self.tell: Callable[[Key, str], None] | None = None
+        """Called for each new state, for those who tell other routers."""
 
     def __len__(self) -> int:
         return len(self._homes)
@@ -34,11 +37,13 @@ class StickyTable:
 
     def keep(self, key: Key, replica_id: str) -> None:
         """The state is at that replica now."""
+        if self.tell is not None:
+            self.tell(key, replica_id)
+        self.learn(key, replica_id)
+
+    def learn(self, key: Key, replica_id: str) -> None:
+        """Another router says where a state is."""
         self._homes[key] = replica_id
         self._homes.move_to_end(key)
         if len(self._homes) > self.max_entries:
             self._homes.popitem(last=False)
-
-    def forget(self, key: Key) -> None:
-        """The state is gone."""
-        self._homes.pop(key, None)

@@ -241,3 +241,39 @@ async def test_redis_down_from_the_start_is_degraded_not_dead(shared, server: Se
     assert int(headers["x-prefix-router-matched-tokens"]) > 200, "by the modelled cache"
     server.start()
     await system.exact(app, seconds=10)
+
+
+async def test_a_session_is_one_session_to_all_routers(shared) -> None:
+    """Steps through two routers in turn, without any header: one session, one home."""
+    system = await shared(2)
+    one, two = await system.router(), await system.router()
+    for app in (one, two):
+        await system.up(app)
+    messages: list[dict[str, Any]] = [SYSTEM]
+    homes = set()
+    for step in range(8):
+        messages.append({"role": "user", "content": f"step {step} " * 30})
+        app = (one, two)[step % 2]
+        headers, answer = await system.ask(app, messages)
+        homes.add(headers["x-prefix-router-replica"])
+        messages.append(answer["choices"][0]["message"])
+        for other in (one, two):
+            await until(
+                lambda other=other, step=step: [s.steps for s in other.placement.lineage] == [step + 1],  # type: ignore[misc]
+                "both routers know the step",
+            )
+    assert len(homes) == 1
+    (first,), (second,) = list(one.placement.lineage), list(two.placement.lineage)
+    assert (first.id, first.home, first.prompt_tokens) == (second.id, second.home, second.prompt_tokens)
+
+
+async def test_state_kept_by_a_replica_is_known_to_all_routers(shared) -> None:
+    system = await shared(2)
+    one, two = await system.router(), await system.router()
+    for app in (one, two):
+        await system.up(app)
+    home = next(iter(one.fleet)).id
+    one.route.sticky.keep(("", "response", "resp_1"), home)
+    await until(lambda: two.route.sticky.home(("", "response", "resp_1")) == home, "the other router knows it")
+    three = await system.router()
+    await until(lambda: three.route.sticky.home(("", "response", "resp_1")) == home, "a router that starts reads it")

@@ -9,6 +9,7 @@ from collections import Counter
 
 import aiohttp
 
+PATIENCE_S = 30.0
 WHOLE, STREAM, LEAVES = "whole", "stream", "leaves"
 
 
@@ -42,7 +43,7 @@ class Traffic:
     async def run(self, count: int = 1 << 60) -> None:
         """Until so many requests were made, or `stop`."""
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=120)
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             await asyncio.gather(*(self._client(session, number, count) for number in range(self._clients)))
 
@@ -82,8 +83,15 @@ class Traffic:
             return "answered"
 
     async def _stream(self, session: aiohttp.ClientSession, url: str, body: dict[str, object]) -> str:
-        async with session.post(url, json={**body, "stream": True}) as answer:
-            text = await answer.text()
+        text, status, began = "", 0, asyncio.get_running_loop().time()
+        try:
+            async with session.post(url, json={**body, "stream": True}) as answer:
+                status = answer.status
+                async for piece in answer.content.iter_any():
+                    text += piece.decode()
+        except TimeoutError:
+            took = asyncio.get_running_loop().time() - began
+            raise AssertionError(f"no end after {took:.0f} s: status {status}, received {text[-300:]!r}") from None
         assert answer.status == 200, f"{answer.status} {text}"
         events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
         assert events and events[-1] == "data: [DONE]", f"a stream without an end: {text[-200:]!r}"

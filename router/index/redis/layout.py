@@ -20,6 +20,7 @@ for each block; the head spells the name out.
 | P w                           | set    | slots that wait for their sweep                                         |
 | P f                           | zset   | free slots by the time (ms) they were freed                             |
 | P k                           | string | who sweeps, with a TTL                                                  |
+| P u                           | stream | one field d: a batch of notes (notes.py); capped                        |
 | P x, P y                      | hash   | router id -> its in-flight work; router id -> when it expires (ms)      |
 
 A slot is one incarnation: it belongs to one (replica, epoch) since its last clear, and a claim or a clear takes a
@@ -68,6 +69,7 @@ class Layout:
         self.prefix = b"pr1:{" + tag + b"}:"
         self.head = self.prefix + b"h"
         self.stream = self.prefix + b"t"
+        self.notes = self.prefix + b"u"
 
     def blocks(self, tier: Tier, chain: Sequence[int]) -> list[bytes]:
         """Bitmap keys of `chain` in one tier."""
