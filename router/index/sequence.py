@@ -80,6 +80,8 @@ class Sequencer:
         self._held: deque[tuple[int, bytes]] = deque()
         self._verify = False
         self._progress = False
+        self._for_held = False
+        """Whether the latest request was made with live batches held: its answer reaches up to them."""
 
     def on_connect(self) -> list[Action]:
         """The transport (re)connected: call before feeding any message of the new connection."""
@@ -139,7 +141,7 @@ class Sequencer:
         if self._verify:  # the publisher does not have the last batch seen: it is behind it, so it is another one
             return self._forget(f"the replay does not have the last batch seen: {RESTARTED}") + self._replay()
         self.replaying = False
-        return self._release(again=self._progress)
+        return self._release(again=self._progress or not self._for_held)
 
     def on_replay_failed(self) -> list[Action]:
         """No answer in time: go on as if there were no replay, this once."""
@@ -152,6 +154,7 @@ class Sequencer:
 
     def _replay(self) -> list[Action]:
         self.replaying, self._progress, self._verify = True, False, self.last >= 0
+        self._for_held = bool(self._held)
         return [RequestReplay(max(self.last, 0))]
 
     def _forget(self, reason: str) -> list[Action]:
@@ -170,7 +173,8 @@ class Sequencer:
         return Apply(seq, payload)
 
     def _release(self, *, again: bool, failed: bool = False) -> list[Action]:
-        """Feed what was held. `again`: a hole may be asked for once more (only after progress, so this ends)."""
+        """Feed what was held. `again`: a hole may be asked for once more. This ends: it takes progress, or a request
+        that was made before anything was held, whose answer may be older than the batches missing."""
         actions: list[Action] = []
         while self._held and not self.replaying:
             seq, payload = self._held.popleft()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.index.sequence import Action, Apply, Clear, RequestReplay, Sequencer
@@ -78,6 +78,25 @@ def test_a_replay_that_does_not_reach_back_clears() -> None:
     actions = sequencer.on_replay(3, b"d")
     assert isinstance(actions[0], Clear)
     assert actions[1:] == [Apply(3, b"d")]
+
+
+def test_a_batch_lost_between_the_replay_and_the_first_live_one_is_asked_for() -> None:
+    sequencer = Sequencer(can_replay=True)
+    assert sequencer.on_connect() == [RequestReplay(0)]
+    # The answer is empty. Batch 0 is published before the subscription arrives at the publisher, batch 1 after it.
+    assert sequencer.on_live(1, b"b") == []
+    assert sequencer.on_replay_end() == [RequestReplay(0)]
+    assert sequencer.on_replay(0, b"a") == [Apply(0, b"a")]
+    assert sequencer.on_replay_end() == [Apply(1, b"b")]
+
+
+def test_a_hole_that_a_replay_cannot_fill_is_asked_for_once() -> None:
+    sequencer = Sequencer(can_replay=True)
+    sequencer.on_connect()
+    sequencer.on_live(1, b"b")
+    assert sequencer.on_replay_end() == [RequestReplay(0)]
+    assert sequencer.on_replay_end() == [Apply(1, b"b")]
+    assert not sequencer.replaying
 
 
 def test_held_batches_are_bounded_and_asked_for_again() -> None:
@@ -166,6 +185,7 @@ OPERATIONS = st.lists(
 
 
 @settings(max_examples=400, deadline=None)
+@example(operations=[("pump", 1), ("lose", 1)], seed=0, can_replay=True, buffer_steps=1000)
 @given(
     operations=OPERATIONS,
     seed=st.integers(0, 2**32),
