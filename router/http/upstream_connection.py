@@ -93,13 +93,16 @@ class UpstreamConnection(asyncio.Protocol):
         return self._pending[0][1] if self._pending else b""
 
     def relay(self, sink: BodySink) -> asyncio.Future[None] | None:
-        """Hand the body to sink as it comes. None: it is whole already; else a future of its end (or its failure)."""
+        """Hand the body to sink as it comes. None: it is whole already; else a future of its end (or its failure).
+
+        The connection stays the caller's until `release`, `discard` or `abort`: were it back in the pool while the
+        caller is still to be woken, closing or pausing it then would hit the request that has taken it meanwhile.
+        """
         self._sink = sink
         pending, self._pending = self._pending, []
         for raw, payload, safe in pending:
             sink.data(raw, payload, safe)
         if self._complete:
-            self._release()
             return None
         self._body_waiter = waiter = self._pool.loop.create_future()
         if self._error is not None:
@@ -111,7 +114,7 @@ class UpstreamConnection(asyncio.Protocol):
     def discard(self) -> None:
         """The answer is not wanted: back to the pool if it is whole, else closed (the replica stops its work)."""
         if self._complete and not self.closed:
-            self._release()
+            self.release()
         else:
             self.abort()
 
@@ -271,12 +274,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._announce(head)
             self.deadline = math.inf
         waiter, self._body_waiter = self._body_waiter, None
-        if waiter is not None:
-            if not waiter.done():
-                waiter.set_result(None)
-            self._release()
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """The answer was handed on whole: back to the pool, unless the connection cannot serve another request."""
         head = self._head
         self._busy = False

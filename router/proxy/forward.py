@@ -275,6 +275,8 @@ class _Forwarding:
             if ended is not None:
                 response.attach(connection)
                 await ended
+            response.attach(None)
+            connection.release()
             relay.finish()
             if watch.error_seen:
                 attempt.error = "engine_error" if watch.engine_at_fault else "request_error"
