@@ -79,6 +79,24 @@ MATRIX: dict[str, dict[str, Any]] = {
         podLabels={"team": "a"},
         podAnnotations={"x": "y"},
     ),
+    "every secret": BUNDLED
+    | {
+        "engines": [
+            *engine(labels={"pool": "light"})["engines"],
+            {"name": "s", "kind": "sglang", "model": {"id": "org/model"}, "gpus": 8, "dataParallel": 8},
+        ],
+        "router": {
+            "keys": {"secretName": "keys", "isolation": "salt"},
+            "tls": {"secretName": "public", "clientCaKey": "ca.crt"},
+            "adminTls": {"secretName": "admin"},
+            "adminToken": {"secretName": "token"},
+        },
+        "engineApiKey": {"secretName": "engine"},
+        "engineTls": {"caSecret": {"name": "ca"}, "clientSecretName": "client", "serverName": "engines.internal"},
+        "monitoring": {"serviceMonitor": {"enabled": True, "tlsConfig": {"serverName": "router"}}},
+        "networkPolicy": {"agents": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}]},
+        "test": {"apiKey": {"secretName": "mine"}, "clientSecretName": "mine-tls"},
+    },
     "no events, no gpu": engine(gpus=0, events={"enabled": False}, agent={"enabled": False}),
     "placed router": STATIC
     | {
@@ -153,6 +171,9 @@ def test_objects_are_what_kubernetes_takes(render: Callable[..., Any], values: A
         ({"engines": [{"kind": "vllm", "model": {"id": "a"}}]}, "name"),
         (engine(name="Not_A_Name"), "name"),
         (STATIC | {"redis": {"external": {"password": "plain"}}}, "password"),
+        (STATIC | {"engineApiKey": "sk-plain"}, "engineApiKey"),
+        (STATIC | {"router": {"adminToken": {"value": "plain"}}}, "value"),
+        (STATIC | {"router": {"configChange": "sometimes"}}, "configChange"),
     ],
 )
 def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str, Any], names: str) -> None:
@@ -179,6 +200,15 @@ def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str,
         (engine(replicaCount=2, cache={"kind": "pvc", "accessMode": "ReadWriteOnce"}), "ReadWriteMany"),
         (engine(cache={"kind": "existingClaim"}), "claimName"),
         (engine(autoscaling={"enabled": True}), "prometheusAddress"),
+        (STATIC | {"router": {"tls": {"clientCaKey": "ca.crt"}}}, "needs router.tls.secretName"),
+        (
+            STATIC | {"router": {name: {"secretName": "a", "clientCaKey": "b"} for name in ("tls", "adminTls")}},
+            "kubelet has no client certificate",
+        ),
+        (
+            STATIC | {"router": {"adminTls": {"secretName": "a"}}, "monitoring": {"serviceMonitor": {"enabled": True}}},
+            "tlsConfig",
+        ),
     ],
 )
 def test_broken_installations_are_refused(

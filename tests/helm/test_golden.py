@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from replica import agent
-from router import serve
+from router import reload, serve
 from router.config import Config, load_config
 
 Objects = list[dict[str, Any]]
 Render = Callable[..., Objects]
 
 EXAMPLES = ("minimal.yaml", "vllm-gpu.yaml", "sglang.yaml", "existing-fleet.yaml", "ha-external-valkey.yaml")
+STATIC: dict[str, Any] = {"replicas": [{"url": "http://10.0.0.7:8000"}]}
 VALKEY = {"redis": {"bundled": {"enabled": True}}}
 NAMESPACE = "inference"
 
@@ -138,7 +139,10 @@ def test_router_accepts_its_command_line(objects: Objects, tmp_path: Path) -> No
 
 def test_pods_outlive_their_drain(objects: Objects, tmp_path: Path) -> None:
     spec = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] > config_of(objects, tmp_path).shutdown.grace_s
+    shutdown = config_of(objects, tmp_path).shutdown
+    (held_back,) = re.findall(r"sleep\((\d+)\)", spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert shutdown.delay_s > 0
+    assert spec["terminationGracePeriodSeconds"] == int(held_back) + shutdown.delay_s + shutdown.grace_s + 10
     for pod in templates(objects):
         for container in pod["spec"]["containers"]:
             if container["name"] == "engine":
@@ -255,40 +259,70 @@ def test_engine_arguments(render: Render, example: str) -> None:
     assert seen == 1
 
 
-def test_ranks_come_from_agents_only(render: Render, tmp_path: Path) -> None:
-    """A pod with ranks is no target itself, and watched pods are no targets twice."""
-    config = config_of(render("sglang.yaml"), tmp_path)
-    assert config.discovery.kubernetes == []
-    assert config.redis.discover
-    config = config_of(render("vllm-gpu.yaml"), tmp_path)
-    assert [source.service for source in config.discovery.kubernetes] == ["r-prefix-router-qwen3-8b"]
-    assert not config.redis.discover
+def test_watched_pods_are_not_listed_twice(render: Render, tmp_path: Path) -> None:
+    """EndpointSlices say when a pod leaves, leases don't: where pods are watched, only they make the fleet."""
+    for example in ("sglang.yaml", "vllm-gpu.yaml"):
+        config = config_of(render(example), tmp_path)
+        assert len(config.discovery.kubernetes) == 1
+        assert not config.redis.discover
+    assert config_of(render(VALKEY), tmp_path).redis.discover
 
 
-def test_a_changed_configuration_rolls_the_pods(render: Render) -> None:
-    def checksum(policy: str) -> str:
-        objects = render(
-            {"replicas": [{"url": "http://10.0.0.7:8000"}], "router": {"config": {"routing": {"policy": policy}}}}
-        )
-        pod = named(objects, "Deployment", "r-prefix-router")["spec"]["template"]
-        return str(pod["metadata"]["annotations"]["checksum/config"])
-
-    assert checksum("session") != checksum("prefix")
+def checksum(render: Render, values: dict[str, Any]) -> str:
+    pod = named(render(STATIC | values), "Deployment", "r-prefix-router")["spec"]["template"]
+    return str(pod["metadata"]["annotations"]["checksum/config"])
 
 
-def test_redis_secrets_are_mounted_where_the_configuration_says(render: Render, tmp_path: Path) -> None:
-    objects = render("ha-external-valkey.yaml")
-    config = config_of(objects, tmp_path, {"PREFIX_ROUTER_REDIS__URL": "rediss://cache:6380/0"})
-    assert config.redis.url == "rediss://cache:6380/0"
-    for pod in templates(objects):
-        if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "test":
-            continue
-        (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "redis-secrets"]
-        files = {item["path"] for source in volume["projected"]["sources"] for item in source["secret"]["items"]}
-        assert {"/etc/prefix-router-redis/" + name for name in files} == {
-            config.redis.password_file,
-            config.redis.ca_file,
-        }
+def setting(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return {"router": {"config": value}}
+
+
+def test_pods_are_replaced_for_what_the_router_cannot_reload(render: Render, chart: Path) -> None:
+    fixed = yaml.safe_load((chart / "files" / "restart-settings.yaml").read_text(encoding="utf-8"))
+    assert set(fixed) == reload.FIXED
+    assert not [field for field in Config.__struct_fields__ if reload.is_fixed(field) and field not in fixed]
+    before = checksum(render, {})
+    for key, value in {
+        "index": {"max_blocks": 5}, "redis": {"pool": "x"}, "observe": {"sessions_mb": 7}, "listen.port": 8001,
+        "admin.host": "::", "admission.max_queue": 9, "prompt.chain_cache_mb": 9, "routing.max_sessions": 9,
+    }.items():  # fmt: skip
+        assert checksum(render, setting(key, value)) != before, key
+    for key, value in {
+        "routing.policy": "session", "log.access": True, "proxy.max_attempts": 2, "admission.timeout_s": 9,
+        "routing.heavy_labels": {"pool": "heavy"}, "health.failures": 9, "prompt.drift_alert": 0.5,
+    }.items():  # fmt: skip
+        assert checksum(render, setting(key, value)) == before, key
+        rolled = setting(key, value)
+        rolled["router"]["configChange"] = "roll"
+        assert checksum(render, rolled) != checksum(render, {"router": {"configChange": "roll"}}), key
+
+
+def test_every_section_of_the_configuration_passes_through(render: Render, tmp_path: Path) -> None:
+    sections = {
+        "routing": {"policy": "session", "light_labels": {"pool": "light"}, "heavy_labels": {"pool": "heavy"}},
+        "admission": {"max_queue": 5, "timeout_s": 1.5},
+        "observe": {"break_text": True},
+        "log": {"access": True, "blocks": True},
+        "reload": {"watch": False},
+        "index": {"max_blocks": 20_000_000},
+        "limits": {"max_body_mb": 3},
+        "health": {"interval_s": 0.5},
+        "prompt": {"unreproducible": "ask_engine"},
+        "proxy": {"max_attempts": 2},
+    }
+    config = config_of(render(STATIC | {"router": {"config": sections}}), tmp_path)
+    for section, settings in sections.items():
+        for key, value in settings.items():
+            assert getattr(getattr(config, section), key) == value
+
+
+def test_engines_carry_their_pool(render: Render, tmp_path: Path) -> None:
+    pools = ("light", "heavy")
+    engines = [{"name": pool, "kind": "vllm", "model": {"id": "a/b"}, "labels": {"pool": pool}} for pool in pools]
+    config = config_of(render({"engines": engines}), tmp_path)
+    assert [source.labels for source in config.discovery.kubernetes] == [{"pool": pool} for pool in pools]
 
 
 def test_overrides_are_laid_over(render: Render, tmp_path: Path) -> None:

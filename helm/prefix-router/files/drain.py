@@ -6,6 +6,7 @@ stop in any case.
 """
 
 import json
+import os
 import sys
 import time
 import urllib.request
@@ -16,12 +17,19 @@ CALM = 3
 """Readings of nothing in a row, one second apart: a step may be between two queues."""
 
 
+def get(url):
+    """The body of one answer; raises OSError. An engine that wants an API key has it in its environment."""
+    key = os.environ.get("VLLM_API_KEY") or os.environ.get("ENGINE_API_KEY")
+    request = urllib.request.Request(url, headers={"authorization": "Bearer " + key.strip()} if key else {})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read()
+
+
 def busy(kind, url):
     """Requests running and waiting, over all ranks; None when the engine doesn't say."""
     if kind == "sglang":
         try:
-            with urllib.request.urlopen(url + "/v1/loads", timeout=5) as answer:
-                ranks = json.load(answer)["loads"]
+            ranks = json.loads(get(url + "/v1/loads"))["loads"]
             return sum(rank["num_running_reqs"] + rank["num_waiting_reqs"] for rank in ranks)
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -30,8 +38,7 @@ def busy(kind, url):
         "sglang": ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
     }[kind]
     try:
-        with urllib.request.urlopen(url + "/metrics", timeout=5) as answer:
-            lines = answer.read().decode("utf-8", "replace").splitlines()
+        lines = get(url + "/metrics").decode("utf-8", "replace").splitlines()
     except OSError:
         return None
     # The name ends at its labels or at the value: num_requests_waiting_by_reason is another metric.

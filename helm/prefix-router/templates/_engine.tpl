@@ -58,15 +58,21 @@ args:
   - --context-length={{ int .maxModelLen }}
   {{- end }}
 {{- end }}
+  {{- if and .apiKeySecret (eq .kind "sglang") }}
+  # SGLang has no variable for it; Kubernetes puts the Secret's value here.
+  - --api-key=$(ENGINE_API_KEY)
+  {{- end }}
   {{- range .args }}
   - {{ . | quote }}
   {{- end }}
 {{- end }}
 
-{{/* Probes by engine kind. SGLang's /health generates, so it is never probed. */}}
+{{/* Probes by engine kind. SGLang's /health generates unless it is told not to; with an API key it is the only path
+that is open. */}}
 {{- define "prefix-router.engineProbes" -}}
-{{- $ready := ternary "/health" "/ready" (eq .kind "vllm") -}}
-{{- $live := ternary "/health" "/model_info" (eq .kind "vllm") -}}
+{{- $health := or (eq .kind "vllm") (not (empty .apiKeySecret)) -}}
+{{- $ready := ternary "/health" "/ready" $health -}}
+{{- $live := ternary "/health" "/model_info" $health -}}
 startupProbe:
   httpGet: {path: {{ $ready }}, port: http}
   periodSeconds: 10
@@ -107,10 +113,13 @@ livenessProbe:
     - --redis-username={{ . }}
     {{- end }}
     {{- if $external.passwordSecret.name }}
-    - --redis-password-file=/etc/prefix-router-redis/password
+    - --redis-password-file=/etc/prefix-router-secrets/redis-password
     {{- end }}
     {{- if $external.caSecret.name }}
-    - --redis-ca-file=/etc/prefix-router-redis/ca.crt
+    - --redis-ca-file=/etc/prefix-router-secrets/redis-ca.crt
+    {{- end }}
+    {{- if $engine.apiKeySecret }}
+    - --engine-api-key-file=/etc/prefix-router-secrets/engine-api-key
     {{- end }}
     {{- range $engine.agent.args }}
     - {{ . | quote }}
@@ -131,8 +140,8 @@ livenessProbe:
     {{- toYaml $engine.agent.resources | nindent 4 }}
   securityContext:
     {{- include "prefix-router.securityContext" $root | nindent 4 }}
-  {{- if include "prefix-router.redisSecrets" $root }}
+  {{- if include "prefix-router.sharedSecrets" $root | trim }}
   volumeMounts:
-    - {name: redis-secrets, mountPath: /etc/prefix-router-redis, readOnly: true}
+    - {name: secrets, mountPath: /etc/prefix-router-secrets, readOnly: true}
   {{- end }}
 {{- end }}

@@ -59,25 +59,9 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if or .Values.redis.bundled.enabled $external.url $external.urlSecret.name }}true{{ end }}
 {{- end }}
 
-{{/* "true" when an engine's ranks are targets of their own, which its agent publishes: the pod itself would be one
-target too many. Call with (list root engine), the engine as prefix-router.engine gives it. */}}
-{{- define "prefix-router.ranked" -}}
-{{- $engine := index . 1 -}}
-{{- if and (gt (int $engine.dataParallel) 1) $engine.agent.enabled $engine.events.enabled (include "prefix-router.shared" (index . 0)) }}true{{ end }}
-{{- end }}
-
-{{/* "true" when the router watches this chart's engines. */}}
-{{- define "prefix-router.watchesEngines" -}}
-{{- $watches := "" -}}
-{{- range .Values.engines -}}
-{{- if not (include "prefix-router.ranked" (list $ (include "prefix-router.engine" (list $ .) | fromYaml))) }}{{ $watches = "true" }}{{ end -}}
-{{- end -}}
-{{- $watches -}}
-{{- end }}
-
 {{/* "true" when the router watches EndpointSlices. */}}
 {{- define "prefix-router.watches" -}}
-{{- if or .Values.existing (include "prefix-router.watchesEngines" .) }}true{{ end }}
+{{- if or .Values.existing .Values.engines }}true{{ end }}
 {{- end }}
 
 {{/* The security context of the project's own containers. */}}
@@ -104,6 +88,7 @@ seccompProfile:
 {{- $_ := set $engine.image "repository" (ternary "vllm/vllm-openai" "lmsysorg/sglang" (eq $engine.kind "vllm")) -}}
 {{- $_ := set $engine.image "tag" ($engine.image.tag | default (ternary "v0.33.0" "v0.5.23" (eq $engine.kind "vllm"))) -}}
 {{- end -}}
+{{- $_ := set $engine "apiKeySecret" $root.Values.engineApiKey.secretName -}}
 {{- $gpus := int $engine.gpus -}}
 {{- $ranks := int $engine.dataParallel -}}
 {{- $tensor := int $engine.tensorParallel -}}
@@ -139,6 +124,17 @@ seccompProfile:
 {{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: the Gateway to attach to" -}}
+{{- end -}}
+{{- if and .Values.router.tls.clientCaKey .Values.router.adminTls.clientCaKey -}}
+{{- fail "router.tls.clientCaKey and router.adminTls.clientCaKey: kubelet has no client certificate; one of the two ports must do without, for the probes" -}}
+{{- end -}}
+{{- range $name, $tls := dict "tls" .Values.router.tls "adminTls" .Values.router.adminTls -}}
+{{- if and $tls.clientCaKey (not $tls.secretName) -}}
+{{- fail (printf "router.%s.clientCaKey needs router.%s.secretName" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.monitoring.serviceMonitor.enabled .Values.router.adminTls.secretName (not .Values.monitoring.serviceMonitor.tlsConfig) -}}
+{{- fail "monitoring.serviceMonitor with router.adminTls needs monitoring.serviceMonitor.tlsConfig: how Prometheus checks the certificate" -}}
 {{- end -}}
 {{- $names := list -}}
 {{- range .Values.engines -}}
