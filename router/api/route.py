@@ -493,7 +493,7 @@ class _Routed:
             self._route.feeds.answered(replica, prompt.chain, prompt.exact)
 
     async def alive(self, target: Target) -> bool:
-        """Asked after a lost connection."""
+        """Asked after a lost connection, and when a second engine failed over the request."""
         return await self._route.alive(self._candidates[target.id].replica)
 
     def on_end(self, target: Target, attempt: Attempt) -> None:

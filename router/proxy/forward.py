@@ -224,6 +224,15 @@ class _Forwarding:
             answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
             failure = self._failure(target, connection, answer)
+            # Of two replicas that failed over it this one still answers: more likely it is they that are unwell.
+            if (
+                failure is None
+                and engine_failed(connection, answer)
+                and self._state.may_go_on(time.monotonic())
+                and await self._plan.alive(target)
+                and self._state.acquit() is Verdict.NEXT
+            ):
+                failure = f"answered {answer.status}"
             full = answer.status == target.overload
             if failure is not None or (self._hold and full):
                 error = StatusFailure(failure or f"answered {answer.status}", answer.status, overload=full)
@@ -251,7 +260,7 @@ class _Forwarding:
         status, now = answer.status, time.monotonic()
         if self._state.may_retry_status(status, now, target.overload):
             return f"answered {status}"
-        if status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek()):
+        if engine_failed(connection, answer):
             self._poison.failed(self._fingerprint(), target.id, now)
             if self._state.may_retry_failure(now):
                 return f"answered {status}" if status != 200 else "failed before its first token"
@@ -294,3 +303,8 @@ class _Forwarding:
             outcome.ttft_s = watch.first_at - self.started if watch.first_at is not None else None
             outcome.usage = watch.usage()
             outcome.events, outcome.body_bytes, outcome.opening = watch.events, watch.bytes, watch.opening
+
+
+def engine_failed(connection: UpstreamConnection, answer: ResponseHead) -> bool:
+    """Whether an answer says that the engine itself failed, before its first token."""
+    return answer.status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek())

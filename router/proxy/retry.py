@@ -97,6 +97,10 @@ class RetryState:
         self._lost += 1
         return True
 
+    def may_go_on(self, now: float) -> bool:
+        """Whether another target may be tried at all."""
+        return self.attempts < self._policy.max_attempts and not self._budget.spent(now)
+
     def acquit(self) -> Verdict:
         """The present target outlived the loss of its connection: the request is not what kills replicas."""
         self._lost = 0

@@ -125,3 +125,14 @@ async def test_the_report_mode_that_spoils_counts_never_reaches_vllm(build) -> N
     assert status == 200, answer
     sent = [r for r in system.fleet[0].requests if r.path == "/v1/chat/completions"][-1]
     assert json.loads(sent.body) == ask(1, vllm_xargs={"x": 1}, seed=7)
+
+
+async def test_two_replicas_that_fail_at_once_fail_nobody(build) -> None:
+    """Both answer 500 and are alive: the third has the answer."""
+    system = await build(replicas=3, settings={"routing.policy": "round_robin"})
+    for index in (0, 1):
+        system.fleet[index].fault(status=500)
+    for number in range(6):
+        headers, _ = await system.chat([{"role": "user", "content": f"question {number}"}])
+        assert headers["x-prefix-router-replica"] == system.replica(2).id
+    await system.idle()
