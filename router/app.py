@@ -221,7 +221,8 @@ class App:
         await self.server.start(config.listen.host, config.listen.port, ssl=tls)
         log.info("listening on %s://%s:%d", "https" if tls else "http", config.listen.host, self.server.port)
         if config.admin.enabled:
-            log.info("metrics and status on http://%s:%d", config.admin.host, self.admin_port)
+            scheme = "http" if config.admin.tls is None else "https"
+            log.info("metrics and status on %s://%s:%d", scheme, config.admin.host, self.admin_port)
 
     def add(self, replica: Replica) -> None:
         """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from support.kubernetes_api import granted
 
 from router.fleet.discovery import EventPorts, KubernetesSource
 from router.fleet.discovery.cluster import Cluster
@@ -65,7 +66,7 @@ async def test_pods_come_and_go(api: Any, source: KubernetesSource, reports: Any
     api.delete("b")
     await reports.names()
     assert source.problem == ""
-    assert {verb for verb, _, _ in api.calls} == {"list", "watch"}
+    assert api.asked == granted(api.rules), "the Role grants what is asked, and nothing else"
     assert all(query["labelSelector"] == "kubernetes.io/service-name=vllm" for _, query, _ in api.calls)
 
 
@@ -311,13 +312,32 @@ async def test_the_token_is_read_again(api: Any, source: KubernetesSource, repor
 
 
 async def test_a_missing_role_is_named(api: Any, source: KubernetesSource, reports: Any) -> None:
-    api._rules = []
+    api.rules = []
     reports.start(source)
     async with asyncio.timeout(5):
         while "403" not in source.problem:
             await asyncio.sleep(0.005)
     assert "list and watch on endpointslices (discovery.k8s.io)" in source.problem
     assert not reports.all
+
+
+@pytest.mark.parametrize("verb", ["list", "watch"])
+async def test_each_right_of_the_role_is_needed(api: Any, source: KubernetesSource, reports: Any, verb: str) -> None:
+    api.put(slice_of("a", pod("p0", "10.0.0.1")))
+    for rule in api.rules:
+        rule["verbs"].remove(verb)
+    reports.start(source)
+    async with asyncio.timeout(5):
+        while f"cannot {verb} endpointslices" not in source.problem:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_role_in_another_namespace_is_not_enough(api: Any, source: KubernetesSource, reports: Any) -> None:
+    api.namespace = "elsewhere"
+    reports.start(source)
+    async with asyncio.timeout(5):
+        while "403" not in source.problem:
+            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(
