@@ -15,6 +15,7 @@ from router.api import status
 from router.api.admin import Admin
 from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
+from router.api.dashboard import Dashboard
 from router.api.explain import Explain
 from router.api.keys import Gate
 from router.api.report import Report
@@ -196,6 +197,7 @@ class App:
                 *ReplicaAdmin(Wishes(), self._view, self.membership.wish).routes(),
                 *Report(self.observer).routes(),
                 *Explain(self.route).routes(),
+                *Dashboard(self.observer, self.ready, self._replicas).routes(),
             ],
         )
         self.admin_port = 0

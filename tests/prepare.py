@@ -17,7 +17,7 @@ FETCHERS = [
     HERE / "helm" / "fetch_tools.py",
     HERE / "loadtest" / "fetch_peers.py",
 ]
-SYSTEM = {"redis-server": "redis-server", "promtool": "prometheus", "nginx": "nginx-light"}
+SYSTEM = {"redis-server": "redis-server", "promtool": "prometheus", "nginx": "nginx-light", "chromium": "chromium"}
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
             policy.chmod(0o755)
         try:
             for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "-y", *missing.values()]):
-                subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False, timeout=300)
+                subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False, timeout=600)
         finally:
             if ours:
                 policy.unlink()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FADE_S = 300.0
+RANK_S = 3.0
 _FIRST = 4
 _PLACES = 16
 
@@ -34,6 +35,7 @@ class HotPrefixes:
         self._size = size
         self._clock = clock
         self._prefixes: OrderedDict[int, _Prefix] = OrderedDict()
+        self._told: tuple[float, int, list[dict[str, Any]]] = (-math.inf, 0, [])
 
     def note(self, model: str, chain: Sequence[int], block_size: int) -> None:
         """A request with this chain."""
@@ -57,8 +59,14 @@ class HotPrefixes:
 
     def hottest(self, limit: int) -> list[dict[str, Any]]:
         """The prefixes that save most: requests of the last five minutes x tokens. Of prefixes that the same requests
-        have, only the longest is told. `key`: the hash of the prefix's last block."""
+        have, only the longest is told. `key`: the hash of the prefix's last block. Ranking thousands takes
+        milliseconds, so that an answer is good for RANK_S seconds."""
         now = self._clock()
+        if now >= self._told[0] + RANK_S or self._told[1] != limit:
+            self._told = now, limit, self._rank(now, limit)
+        return self._told[2]
+
+    def _rank(self, now: float, limit: int) -> list[dict[str, Any]]:
         counts = {key: one.count * math.exp((one.at - now) / FADE_S) for key, one in self._prefixes.items()}
         covered = {
             one.parent for key, one in self._prefixes.items() if counts[key] > 0.9 * counts.get(one.parent, math.inf)

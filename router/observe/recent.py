@@ -10,6 +10,7 @@ from typing import Any
 
 BUCKET_S = 5
 BUCKETS = 180
+MAX_BREAKS = 100
 
 
 class Recent:
@@ -18,6 +19,7 @@ class Recent:
     def __init__(self, size: int = 2000) -> None:
         self._size = size
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._breaks: deque[dict[str, Any]] = deque(maxlen=min(size, MAX_BREAKS))
         self.put_count = 0
 
     def put(self, record: dict[str, Any]) -> None:
@@ -28,6 +30,12 @@ class Recent:
         self._records[record["id"]] = record
         if len(self._records) > self._size:
             self._records.popitem(last=False)
+        if record.get("break") is not None:
+            self._breaks.append(record)
+
+    def breaks(self) -> Iterator[dict[str, Any]]:
+        """The last records with a prefix break, the newest first."""
+        return reversed(self._breaks)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """A record; None if it is not known (any more)."""
