@@ -35,7 +35,7 @@ class Recent:
 
     def breaks(self) -> Iterator[dict[str, Any]]:
         """The last records with a prefix break, the newest first."""
-        return reversed(self._breaks)
+        yield from reversed(self._breaks)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """A record; None if it is not known (any more)."""
