@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,8 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
         sys.stderr.write(f"prefix-router: can't listen: {error.strerror or error}. Set listen.port or admin.port.\n")
         await app.stop()
         return 1
+    gc.collect()
+    gc.freeze()  # what was loaded stays: a full collection would stop the loop for 10 ms to find that out
     reloader = Reloader(
         args.config, lambda: configuration(args), partial(apply, app), app.reloads, config, app.credentials
     )

@@ -19,7 +19,7 @@ from router.http.errors import Headers
 from router.http.message import Request
 from router.http.response import Response
 from router.observe.metrics import Metrics
-from router.prompt.requests import ApiRequest, BadRequest, Endpoint, endpoint_of, parse_request
+from router.prompt.requests import ApiRequest, BadRequest, Endpoint, endpoint_of
 from router.prompt.stage import Took
 
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -64,7 +64,7 @@ class Api:
             if endpoint is not Endpoint.OTHER and request.method != "POST":
                 raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
             took = Took()
-            parsed = parse_request(path, request.body)
+            parsed = await self._route.prompts.parse(path, request.body)
             took.lap("parse")
             await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:

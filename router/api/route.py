@@ -33,7 +33,6 @@ from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.report_mode import asks_report, without_report
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel
-from router.prompt.vocabulary import check_ids
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Attempt, Outcome, Target
 from router.routing.placement import Facts, Placement, Sent
@@ -111,7 +110,7 @@ class Route:
         """
         replicas = self._able(parsed)
         assert replicas[0].info is not None
-        check_ids(parsed, self.prompts.ids(parsed.model or replicas[0].info.models[0]))
+        await self.prompts.check_ids(parsed, parsed.model or replicas[0].info.models[0])
         known = await self._know(parsed, replicas, took)
         tokens = max(each.prompt.tokens for each in known.values())
         grant.charge(tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,13 +40,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The prompts of a request, each a list of texts to encode and packed ids to join.
+    """The prompts of a request, to be gone through once, each a list of texts to encode and packed ids to join.
 
     `keep`: the number of leading tokens that a right truncation keeps. `left`: more tokens than this and the engine
     cuts off the beginning. `reason`: set if the engine may encode something else.
     """
 
-    prompts: list[list[Part | bytes]]
+    prompts: Iterable[list[Part | bytes]]
     reason: str | None = None
     keep: int | None = None
     left: int | None = None
@@ -66,7 +66,8 @@ def parts_of(request: ApiRequest, spec: Spec, engine: str) -> Plan:
     if request.prompts:
         special = request.body.get("add_special_tokens")
         add = True if special is None else bool(special)
-        return Plan([[p if isinstance(p, bytes) else Part(p, add)] for p in request.prompts], None, keep, left)
+        prompts = ([p if isinstance(p, bytes) else Part(p, add)] for p in request.prompts)
+        return Plan(prompts, None, keep, left)
     sent = _sent_ids(request.body, engine)
     if sent is not None:
         return Plan([[sent]], None, keep, left)

@@ -49,7 +49,7 @@ _MAX_TOKENS = {
     Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
     Endpoint.RESPONSES: ("max_output_tokens",),
 }
-_GROWING = frozenset({Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES})
+GROWING = frozenset({Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES})
 _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
 
@@ -118,7 +118,7 @@ def parse_request(path: str, body: bytes) -> ApiRequest:
     endpoint = endpoint_of(path)
     if endpoint is Endpoint.OTHER:
         return _parse_other(body)
-    decoded = _json_object(body, _history.decode if endpoint in _GROWING else _decode)
+    decoded = _json_object(body, _history.decode if endpoint in GROWING else _decode)
     messages = decoded.get("messages")
     if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
         _check_messages(messages)

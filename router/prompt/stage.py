@@ -19,12 +19,15 @@ from router.prompt.chains import ChainCache
 from router.prompt.conversation import Inexact
 from router.prompt.model import ChatModel
 from router.prompt.prepare import Part, parts_of
-from router.prompt.requests import ApiRequest
+from router.prompt.requests import GROWING, ApiRequest, endpoint_of, parse_request
+from router.prompt.vocabulary import check_ids
 
 # New text up to this long is encoded on the event loop: about 1.3 ms.
 INLINE_CHARS = 2048
-# A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps.
+# A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
+# the steps of several such requests are taken in turns of the loop of their own.
 _LONG_BYTES = 128 * 1024
+_MANY = 256  # prompts whose ids take half a millisecond to look through
 _BLOCKS_AT_ONCE = 4096  # about 1 ms of hashing
 
 
@@ -128,6 +131,7 @@ class PromptStage:
         self._engine_ids = engine_ids
         self._chains = ChainCache(chain_chunks)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+        self._turn = asyncio.Lock()
 
     def close(self) -> None:
         """Ends the threads; texts being encoded are finished first."""
@@ -141,10 +145,28 @@ class PromptStage:
             raise UnknownModel(model)
         return spec
 
-    def ids(self, model: str | None) -> int | None:
-        """Every token id that this model takes is below it; None if that is unknown."""
+    async def parse(self, path: str, body: bytes) -> ApiRequest:
+        """`requests.parse_request` without holding up the loop. Raises BadRequest."""
+        if len(body) <= _LONG_BYTES:
+            return parse_request(path, body)
+        if endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
+            await self._own_turn()
+            return parse_request(path, body)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, parse_request, path, body)
+
+    async def check_ids(self, request: ApiRequest, model: str | None) -> None:
+        """Raises BadRequest for a token id that the model doesn't have, if that is known."""
         spec = self._models.get(model or self._default_model or "")
-        return None if spec is None or spec.model is None else spec.model.ids
+        size = None if spec is None or spec.model is None else spec.model.ids
+        if request.size <= _LONG_BYTES or len(request.prompts) < _MANY:
+            check_ids(request, size)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._pool, check_ids, request, size)
+
+    async def _own_turn(self) -> None:
+        """Others run first; and no two callers go on in the same turn of the loop."""
+        async with self._turn:
+            await asyncio.sleep(0)
 
     async def prepare(
         self, request: ApiRequest, *, engine: str = "vllm", tenant: str = "", took: Took | None = None
@@ -159,7 +181,7 @@ class PromptStage:
         spec = self.spec(request.model)
         spec = spec.by_engine.get(engine, spec)
         if request.size > _LONG_BYTES:
-            await asyncio.sleep(0)
+            await self._own_turn()
         start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)
         try:
             first, tokens, reason = await self._ids(request, spec, engine, took)
@@ -196,7 +218,7 @@ class PromptStage:
         assert spec.model is not None
         tokenizer = spec.model.tokenizer
         if len(part.text) > _LONG_BYTES:
-            await asyncio.sleep(0)
+            await self._own_turn()
         try:
             encoding = tokenizer.begin(part.text, part.add_special_tokens)
             if encoding.missing_chars > INLINE_CHARS:
@@ -210,8 +232,8 @@ class PromptStage:
 
     async def _chain(self, start: int, ids: bytes, block_size: int) -> list[int]:
         hashes: list[int] = []
-        while self._chains.extend(start, ids, block_size, hashes, _BLOCKS_AT_ONCE):  # noqa: ASYNC110  (yields only)
-            await asyncio.sleep(0)
+        while self._chains.extend(start, ids, block_size, hashes, _BLOCKS_AT_ONCE):
+            await self._own_turn()
         return hashes
 
     async def _fallback(

@@ -60,6 +60,12 @@ class SegmentCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
     def find(self, pieces: Sequence[str]) -> list[bytes | None]:
         """One answer per piece; None where it isn't known."""
         entries = self._entries
@@ -144,6 +150,16 @@ class SegmentTokenizer:
     def use(self, encoder: PieceEncoder) -> None:
         """Replaces the encoder of single pieces; it must give the same ids (see `fast`)."""
         self._encode_pieces = encoder
+
+    @property
+    def fast(self) -> bool:
+        """Whether single pieces are encoded by another library."""
+        return self._encode_pieces != self._hugging_face
+
+    def forget(self) -> None:
+        """Empties the caches."""
+        self._cache.clear()
+        self._spans.clear()
 
     def encode(self, text: str, add_special_tokens: bool = False) -> bytes:
         """The text's ids, packed. Special tokens spelled in the text are matched, as engines do."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_prompt import body_of, session, stage_for, text_of
+from bench_prompt import body_of, session, text_of
 
 from router.fleet.replica import Replica
 from router.observe.digest import Digester
@@ -26,6 +26,7 @@ from router.observe.past import Past, Standing
 from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.model import load_model
 from router.prompt.requests import parse_request
+from router.prompt.stage import ModelSpec, PromptStage
 from router.proxy.plan import Outcome
 from router.proxy.watch import Usage
 
@@ -40,7 +41,7 @@ def observer() -> Observer:
 
 
 async def run(name: str, files: Path, broken: bool) -> float:
-    stage = stage_for(load_model(str(files)))
+    stage = PromptStage({"m": ModelSpec("m", load_model(str(files), fast=False))})
     watching = observer()
     messages = session(32_000 + STEPS * 500, 500)
     base = len(messages) - 2 * STEPS

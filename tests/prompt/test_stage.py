@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.blocks import chain, pack, root, unpack
+from router.blocks import TOKEN_BYTES, chain, pack, root, unpack
 from router.prompt.chains import ChainCache
 from router.prompt.model import ChatModel, ModelFilesError, load_model
 from router.prompt.requests import ApiRequest, parse_request
@@ -188,6 +189,43 @@ async def test_long_new_texts_leave_the_loop_free(tiny: ChatModel) -> None:
     assert turns > 10
     assert prompt.chain == chain(root("m", block_size=16), prompt.ids or b"", 16)
     stage.close()
+
+
+@pytest.mark.parametrize("kind", ["texts", "ids", "inputs"])
+async def test_thousands_of_prompts_leave_the_loop_free(tiny: ChatModel, kind: str) -> None:
+    """20,000 prompts are more than a tenth of a second's work; no turn of the loop may take a visible part of it."""
+    prompts: list[Any] = [
+        [i % 4000, *range(1000, 1016)] if kind == "ids" else f"prompt {i} " * 4 for i in range(20_000)
+    ]
+    path, name = ("/v1/embeddings", "input") if kind == "inputs" else ("/v1/completions", "prompt")
+    body = json.dumps({"model": "m", name: prompts}).encode()
+
+    async def longest() -> float:
+        """CPU seconds of the longest turn of the loop: the machine's other work doesn't count."""
+        stage = PromptStage({"m": ModelSpec("m", tiny)})
+        turns = [0.0]
+
+        async def others() -> None:
+            last = time.thread_time()
+            while True:
+                await asyncio.sleep(0)
+                turns.append(time.thread_time() - last)
+                last = time.thread_time()
+
+        beat = asyncio.create_task(others())
+        await asyncio.sleep(0)
+        asked = await stage.parse(path, body)
+        await stage.check_ids(asked, "m")
+        prompt = await stage.prepare(asked)
+        beat.cancel()
+        stage.close()
+        assert prompt.exact
+        assert prompt.tokens == sum(
+            len(one) if isinstance(one, list) else len(tiny.encode(one, True)) // TOKEN_BYTES for one in prompts
+        )
+        return max(turns)
+
+    assert min([await longest() for _ in range(3)]) < 0.005
 
 
 bodies = st.recursive(
