@@ -7,8 +7,8 @@
 4. The same while one request with 20,000 prompts is prepared.
 
 Each goal gets a yes or a no. A stall is judged by what this process did in it: the loop's own CPU time is the least
-that it was, the smaller of wall time and all threads' CPU time the most. The wall time alone says what the machine's other
-work adds, for which an idle loop's longest gap is given.
+that it was, the smaller of wall time and all threads' CPU time the most. The wall time alone says what the machine's
+other work adds, for which an idle loop's longest gap is given.
 """
 
 from __future__ import annotations
