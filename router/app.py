@@ -69,6 +69,7 @@ from router.settings import (
 from router.sharing import share_sessions
 from router.sources import make_sources
 from router.trust import Trust
+from router.warmup import Warmup
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,13 @@ class App:
             recent=Recent(config.observe.recent_requests),
             log_blocks=config.log.blocks,
         )
+        self.placement = Placement(
+            make_policy(config.routing),
+            time.monotonic,
+            max_sessions=config.routing.max_sessions,
+            prefix=f"s{self.router_id[:6]}-",
+        )
+        self.warmup = Warmup(self.placement, config.routing.warm_prefixes, lambda: self.credentials.session())
         self.prober = Prober(
             self._joined,
             interval_s=config.health.interval_s,
@@ -144,12 +152,6 @@ class App:
         )
         self.pool = UpstreamPool(upstream_limits(config))
         self.origins: dict[str, Origin] = {}
-        self.placement = Placement(
-            make_policy(config.routing),
-            time.monotonic,
-            max_sessions=config.routing.max_sessions,
-            prefix=f"s{self.router_id[:6]}-",
-        )
         self.forwarder = Forwarder(
             self.pool,
             retry_policy(config),
@@ -239,6 +241,7 @@ class App:
             del self.origins[replica_id]
             await self.prober.unwatch(replica_id)
             self.trust.unwatch(replica_id)
+            self.warmup.left(replica_id)
             await self.feeds.unfollow(replica_id)
 
     async def stop(self) -> None:
@@ -255,6 +258,7 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.membership.close()
         await self.prober.close()
+        await self.warmup.close()
         await self.trust.close()
         await self.asked.close()
         await self.catalog.close()
@@ -297,6 +301,7 @@ class App:
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
 
     def _replicas(self) -> list[dict[str, Any]]:
+        self.placement.refresh(self.fleet)
         return status.replicas(self.fleet, self.feeds.status(), self.membership.sources)
 
     async def _view(self) -> list[dict[str, Any]]:
@@ -341,6 +346,7 @@ class App:
             if other.info is not None and other.info.models[0] == model:
                 await self.feeds.follow(other, model, block_size)
         self.trust.watch(replica)
+        self.warmup.joined(replica)
 
     def _standing(self, entry: str) -> Standing:
         """How a replica's cache, known by its entry in the index, is now."""
@@ -366,6 +372,7 @@ class App:
 
     def _samples(self) -> Iterator[Sample]:
         """What /metrics reads when it is asked for."""
+        self.placement.refresh(self.fleet)
         feeds = self.feeds.status()
         for replica in self.fleet:
             at = (("replica",), (replica.id,))
@@ -378,6 +385,10 @@ class App:
             if replica.limit < math.inf:
                 text = "Sequences it may have at once, where that is known."
                 yield "replica_limit", "gauge", text, *at, replica.limit
+            text = "Tokens that sessions living there are expected to come back for: scale in where they are fewest."
+            yield "replica_warm_tokens", "gauge", text, *at, replica.load.warm_tokens
+            text = "How much slower than the fleet it answers, learnt: 1 is the average."
+            yield "replica_slowness", "gauge", text, *at, replica.speed.slowness
             yield "replica_running", "gauge", "Sequences sent and not ended.", *at, replica.load.running
             text = "Uncached prompt tokens sent whose first answer byte has not come."
             yield "replica_pending_prefill_tokens", "gauge", text, *at, replica.load.pending_prefill
@@ -410,6 +421,7 @@ class App:
                 yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
                 yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
         yield from self.trust.samples()
+        yield from self.warmup.samples()
         yield "client_connections", "gauge", "Open client connections.", (), (), len(self.server.connections)
         yield "request_bytes_held", "gauge", "Bytes of request bodies in memory.", (), (), self.server.held_bytes
         yield "upstream_connections", "gauge", "Open connections to replicas.", (), (), sum(self.pool.open.values())

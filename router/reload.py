@@ -100,6 +100,7 @@ async def apply(app: App, new: Config, credentials: Credentials) -> tuple[str, .
 
     if new.routing != old.routing:
         app.placement.policy = make_policy(new.routing)
+        app.warmup.prefixes = new.routing.warm_prefixes
         app.route.naming, app.route.pools = naming(new), pools(new)
     app.route.send_token_ids = new.prompt.send_token_ids
     app.trust.configure(new.prompt.parity_interval_s, new.prompt.drift_alert, new.prompt.parity_generate)

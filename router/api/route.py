@@ -296,6 +296,7 @@ class _Routed:
             hint=grant.session(self._route.naming.hint(parsed)),
             tenant=grant.tenant,
             model=parsed.model or "",
+            salt=parsed.salt,
         )
 
     def _decide(self, able: list[Candidate], policy: Policy | None) -> Decision:

@@ -90,6 +90,8 @@ def replicas(
             "since_s": round(now - r.since, 1),
             "circuit": r.breaker.circuit,
             "weight": round(r.weight, 2),
+            "slowness": round(r.speed.slowness, 2),
+            "warm_tokens": round(r.load.warm_tokens),
             "running": r.load.running,
             "pending_prefill_tokens": r.load.pending_prefill,
             "reported": None

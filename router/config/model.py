@@ -255,6 +255,11 @@ class Routing(Section):
     ] = "x-session-id"
     session_cookie: Annotated[Name | None, _d("Cookie that names the session, for clients that keep one.")] = None
     max_sessions: Annotated[Count, _d("Sessions remembered, at most; about 1 kB each.")] = 100_000
+    warm_prefixes: Annotated[
+        int,
+        Meta(ge=0),
+        _d("Shared prefixes, the hottest ones, that a replica is sent when it joins; 0 sends none."),
+    ] = 4
     light_tokens: Annotated[
         int,
         Meta(ge=0),

@@ -8,14 +8,15 @@ sent.first_byte(now), sent.ended(now)           what it took                 exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from router.blocks import TOKEN_BYTES
 from router.fleet.load import Ticket
 from router.fleet.replica import Replica
 from router.fleet.speed import FleetSpeed
 from router.routing.lineage import Found, Lineage, Session
-from router.routing.popularity import Popularity
+from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
 
 
@@ -36,6 +37,11 @@ class Facts:
     hint: str | None = None
     tenant: str = ""
     model: str = ""
+    salt: str = ""
+
+    def prefix(self, tokens: int) -> HotPrefix | None:
+        """The prompt's beginning, to warm another replica with; None if its ids are unknown."""
+        return None if self.ids is None else HotPrefix(self.model, self.salt, self.ids[: tokens * TOKEN_BYTES])
 
     @property
     def hittable_tokens(self) -> int:
@@ -102,12 +108,15 @@ class Placement:
 
     def decide(self, past: Past, candidates: Sequence[Candidate], policy: Policy | None = None) -> Decision:
         """The policy's choice, or that of another one."""
-        warm = self.lineage.warm_tokens
-        for candidate in candidates:
-            load = candidate.replica.load
-            load.settle(past.ask.now)
-            load.warm_tokens = warm.get(candidate.replica.id, 0.0)
+        self.refresh(candidate.replica for candidate in candidates)
         return (policy or self.policy).select(past.ask, candidates)
+
+    def refresh(self, replicas: Iterable[Replica]) -> None:
+        """Bring what time and sessions changed into the replicas' loads."""
+        warm, now = self.lineage.warm_tokens, self.clock()
+        for replica in replicas:
+            replica.load.settle(now)
+            replica.load.warm_tokens = warm.get(replica.id, 0.0)
 
     def sent(self, past: Past, candidate: Candidate) -> Sent:
         """The request goes to `candidate`: counted there at once."""
@@ -143,7 +152,7 @@ class Sent:
             placement.lineage.moved(past.session, self.replica.id)
         elif facts.chain:
             if past.found.session is None and (key := placement._prefix(facts, past.shared_tokens)):
-                placement.popularity.note(key, now)
+                placement.popularity.note(key, now, facts.prefix(past.shared_tokens))
             self.session = placement.lineage.sent(
                 past.found,
                 self.replica.id,

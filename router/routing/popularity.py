@@ -2,40 +2,70 @@
 
 A copy of a shared prefix on one more replica is paid once and serves every later session there, so its price is divided
 by the sessions that are expected to use it. A hot prefix spreads to as many replicas as the load needs; a rare one
-stays where it is. Counts fade with a time constant of HORIZON_S.
+stays where it is. Counts fade with a time constant of HORIZON_S. The token ids of prefixes seen more than once are
+kept (within MAX_BYTES), so that a replica that joins can be warmed with the hottest of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 HORIZON_S = 60.0
+MAX_BYTES = 16 << 20
+
+
+@dataclass(slots=True, frozen=True)
+class HotPrefix:
+    """A shared prefix: packed token ids, and what else stands in front of its blocks."""
+
+    model: str
+    salt: str
+    ids: bytes
 
 
 class Popularity:
     """Fading counts of new sessions by the hash of the last block they share. Least recently used keys go first."""
 
-    def __init__(self, max_prefixes: int = 10_000) -> None:
+    def __init__(self, max_prefixes: int = 10_000, max_bytes: int = MAX_BYTES) -> None:
         self.max_prefixes = max_prefixes
+        self._max_bytes = max_bytes
         self._counts: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        self._prefixes: OrderedDict[int, HotPrefix] = OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def note(self, key: int, now: float) -> None:
-        """A session began with this prefix."""
+    def note(self, key: int, now: float, prefix: HotPrefix | None = None) -> None:
+        """A session began with this prefix; `prefix` where its ids are known."""
+        known = key in self._counts
         count, at = self._counts.pop(key, (0.0, now))
         self._counts[key] = (count * math.exp((at - now) / HORIZON_S) + 1.0, now)
+        if known and prefix is not None:
+            self._keep(key, prefix)
         if len(self._counts) > self.max_prefixes:
-            self._counts.popitem(last=False)
+            self._drop(self._counts.popitem(last=False)[0])
 
     def expected(self, key: int, now: float) -> float:
         """Sessions expected to begin with it within HORIZON_S, as many as lately."""
         count, at = self._counts.get(key, (0.0, now))
         return count * math.exp((at - now) / HORIZON_S)
 
-    def hottest(self, count: int, now: float) -> list[tuple[int, float]]:
-        """(key, expected sessions), most first."""
-        ranked = sorted(((self.expected(key, now), key) for key in self._counts), reverse=True)
-        return [(key, expected) for expected, key in ranked[:count]]
+    def hottest(self, count: int, now: float) -> list[tuple[HotPrefix, float]]:
+        """(prefix, expected sessions) of those whose ids are kept, most first."""
+        ranked = sorted(((self.expected(key, now), key) for key in self._prefixes), reverse=True)
+        return [(self._prefixes[key], expected) for expected, key in ranked[:count]]
+
+    def _keep(self, key: int, prefix: HotPrefix) -> None:
+        self._drop(key)
+        self._prefixes[key] = prefix
+        self._bytes += len(prefix.ids)
+        while self._bytes > self._max_bytes:
+            self._drop(next(iter(self._prefixes)))
+
+    def _drop(self, key: int) -> None:
+        prefix = self._prefixes.pop(key, None)
+        if prefix is not None:
+            self._bytes -= len(prefix.ids)

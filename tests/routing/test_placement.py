@@ -11,7 +11,7 @@ from router.routing.habits import Habits
 from router.routing.placement import Facts, Placement
 from router.routing.policies import Prefix
 from router.routing.pools import Pools
-from router.routing.popularity import Popularity
+from router.routing.popularity import HotPrefix, Popularity
 from router.routing.sticky import StickyTable
 from router.routing.types import Candidate
 
@@ -79,10 +79,14 @@ def test_prefixes_are_counted_faded_and_bounded() -> None:
     popularity.note(2, 10)
     assert 8 < popularity.expected(1, 10) < 10
     assert popularity.expected(1, 1000) < 0.01
-    assert [key for key, _ in popularity.hottest(2, 10)] == [1, 2]
+    first, second = HotPrefix("m", "", b"1"), HotPrefix("m", "salt", b"2")
+    for key, prefix in ((1, first), (2, second)):
+        popularity.note(key, 10, prefix)
+    assert [prefix for prefix, _ in popularity.hottest(2, 10)] == [first, second]
     for key in range(3, 9):
         popularity.note(key, 11)
     assert len(popularity) == 3
+    assert popularity.hottest(5, 11) == []
 
 
 def test_state_is_remembered_within_bounds() -> None:
