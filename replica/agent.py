@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -24,12 +25,15 @@ import uvloop
 
 from replica.asking import answered, engine_key, engine_session
 from replica.publication import LoadReader, Publication
-from router.engines import ENGINES, Engine, EventSource, recognise
+from router.engines import ENGINES, Engine, EngineInfo, EventSource, recognise
 from router.index.redis.connect import RedisConfigError, connect
 from router.index.redis.layout import Layout
 from router.index.redis.store import Store
 
 log = logging.getLogger(__name__)
+
+INSPECT_S = 30.0
+"""How often an engine is asked what it serves when no outage of it was seen."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,38 +122,79 @@ class Agent:
         self._url = args.engine_url.rstrip("/")
 
     async def run(self) -> None:
-        """Until cancelled, or until a newer agent owns the replica."""
-        args = self._args
+        """Until cancelled, or until a newer agent owns the replica. An engine that comes back as another one (model,
+        ranks, cache size, event sockets) is published anew."""
         async with engine_session(self._key) as session:
-            engine = await answered(lambda: self._recognise(session), "waiting for the engine")
-            info = await answered(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
-            configured = None
-            if args.events_endpoint:
-                configured = EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind)
-            if configured is None and not info.events:
-                log.warning("the engine publishes no KV events: only its load is reported")
-            url = (args.advertise_url or self._url).rstrip("/")
-            name = args.replica_id or url.split("://", 1)[1]
-            load = LoadReader(engine, session, self._url, args.interval_ms / 1000)
-            several = len(info.ranks) > 1
-            async with asyncio.TaskGroup() as group:
-                for position, rank in enumerate(info.ranks):
-                    publication = Publication(
-                        f"{name}/dp{rank}" if several else name,
-                        url,
-                        info,
-                        configured.of_rank(position) if configured else info.source(rank),
-                        self._store,
-                        Layout(args.pool),
-                        model=args.model or info.models[0],
-                        block_size=args.block_size or max(16, info.block_size or 16),
-                        rank=rank if several else None,
-                        interval_s=args.interval_ms / 1000,
-                        lease_s=args.lease_s,
-                    )
-                    group.create_task(publication.run(load))
+            engine, info = await self._ask(session)
+            while True:
+                load = LoadReader(engine, session, self._url, self._args.interval_ms / 1000)
+                publishing = asyncio.create_task(self._publish(info, load))
+                changing = asyncio.create_task(self._changed(session, info, load))
+                try:
+                    await asyncio.wait({publishing, changing}, return_when=asyncio.FIRST_COMPLETED)
+                    superseded = publishing.done()
+                finally:
+                    publishing.cancel()
+                    changing.cancel()
+                    ended, new = await asyncio.gather(publishing, changing, return_exceptions=True)
+                for result in (ended, new):
+                    if isinstance(result, Exception):
+                        raise result
+                if superseded or isinstance(new, BaseException):
+                    return
+                engine, info = new
+                log.info("the engine came back as another one (%s): publishing it anew", ", ".join(info.models))
+
+    async def _ask(self, session: aiohttp.ClientSession) -> tuple[Engine, EngineInfo]:
+        engine = await answered(lambda: self._recognise(session), "waiting for the engine")
+        return engine, await answered(lambda: engine.inspect(session, self._url), "asking the engine what it serves")
+
+    async def _changed(
+        self, session: aiohttp.ClientSession, known: EngineInfo, load: LoadReader
+    ) -> tuple[Engine, EngineInfo]:
+        """Waits until the engine is not what it was; asked after every outage, and now and then."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INSPECT_S):
+                    await load.returned.wait()
+            load.returned.clear()
+            engine, info = await self._ask(session)
+            if _published(info) != _published(known):
+                return engine, info
+
+    async def _publish(self, info: EngineInfo, load: LoadReader) -> None:
+        args = self._args
+        configured = None
+        if args.events_endpoint:
+            configured = EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind)
+        if configured is None and not info.events:
+            log.warning("the engine publishes no KV events: only its load is reported")
+        url = (args.advertise_url or self._url).rstrip("/")
+        name = args.replica_id or url.split("://", 1)[1]
+        several = len(info.ranks) > 1
+        async with asyncio.TaskGroup() as group:
+            for position, rank in enumerate(info.ranks):
+                publication = Publication(
+                    f"{name}/dp{rank}" if several else name,
+                    url,
+                    info,
+                    configured.of_rank(position) if configured else info.source(rank),
+                    self._store,
+                    Layout(args.pool),
+                    model=args.model or info.models[0],
+                    block_size=args.block_size or max(16, info.block_size or 16),
+                    rank=rank if several else None,
+                    interval_s=args.interval_ms / 1000,
+                    lease_s=args.lease_s,
+                )
+                group.create_task(publication.run(load))
 
     async def _recognise(self, session: aiohttp.ClientSession) -> Engine:
         if self._args.engine == "auto":
             return await recognise(session, self._url)
         return ENGINES[self._args.engine]
+
+
+def _published(info: EngineInfo) -> tuple[object, ...]:
+    """What is said of an engine, or decides how its events are read; LoRA adapters come and go without it."""
+    return info.kind, info.version, info.models[0], info.block_size, info.kv_tokens, info.events, info.ranks

@@ -31,13 +31,18 @@ class LoadReader:
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
         self._load: EngineLoad | EngineError = EngineLoad()
+        self.returned = asyncio.Event()
+        """Set when it answers again after it did not: it may be another engine now."""
 
     async def read(self) -> EngineLoad:
         """The load; zeros when the engine doesn't say. Raises EngineError."""
         async with self._lock:
             if monotonic() - self._read_at > self._interval / 2:
                 try:
-                    self._load = await self._engine.load(self._session, self._url) or EngineLoad()
+                    load = await self._engine.load(self._session, self._url) or EngineLoad()
+                    if isinstance(self._load, EngineError):
+                        self.returned.set()
+                    self._load = load
                 except EngineError as error:
                     self._load = error
                 self._read_at = monotonic()

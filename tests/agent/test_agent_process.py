@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from support.dp_engine import DataParallelEngine
+from support.ports import free_port
 from support.redis_server import BINARIES, Server
 
 from replica.simulator.config import ReplicaConfig
@@ -43,7 +44,7 @@ def truth(replica: SimulatedReplica) -> set[int]:
         last = pages[-max(1, BLOCK // size) :]
         if len(pages) * size % BLOCK == 0 and all(page.key in keys for page in last):
             tokens = b"".join(page.tokens for page in pages)
-            found.update(chain(root("sim", block_size=BLOCK), tokens, BLOCK)[-max(1, size // BLOCK) :])
+            found.update(chain(root(replica.config.model, block_size=BLOCK), tokens, BLOCK)[-max(1, size // BLOCK) :])
     return found
 
 
@@ -59,7 +60,7 @@ class Site:
         self._agents = 0
 
     async def replica(self, **options: Any) -> SimulatedReplica:
-        config = ReplicaConfig(model="sim", timing=time_model("instant"), **options)
+        config = ReplicaConfig(**{"model": "sim", "timing": time_model("instant"), **options})
         return await self.stack.enter_async_context(SimulatedReplica(config))
 
     async def agent(self, replica: SimulatedReplica | DataParallelEngine, *flags: str) -> asyncio.subprocess.Process:
@@ -78,10 +79,11 @@ class Site:
         return process
 
     async def ask(self, replica: SimulatedReplica | DataParallelEngine, count: int, seed: int = 0) -> None:
+        first = replica.ranks[0] if isinstance(replica, DataParallelEngine) else replica
         choose = random.Random(seed)
         for number in range(count):
             prompt = f"prefix {choose.randrange(3)} " * choose.randrange(5, 60) + str(number)
-            body = {"model": "sim", "prompt": prompt, "max_tokens": choose.randrange(1, 40)}
+            body = {"model": first.config.model, "prompt": prompt, "max_tokens": choose.randrange(1, 40)}
             async with self.session.post(replica.url + "/v1/completions", json=body) as answer:
                 assert answer.status == 200, await answer.text()
 
@@ -201,6 +203,41 @@ async def test_every_data_parallel_rank_is_a_replica_of_its_own(site: Site, told
     agent.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(agent.wait(), 10) == 0
     assert (await site.registry.refresh()).incarnations == (), "every rank's lease is given back"
+
+
+async def test_an_engine_that_comes_back_with_another_model_or_rank_count_is_published_anew(site: Site) -> None:
+    port = free_port()
+    replica = await site.replica(port=port)
+    await site.ask(replica, 5, seed=1)
+    await site.agent(replica)
+    await site.exact(replica, "the engine's blocks")
+
+    async def away() -> bool:
+        record = await site.record()
+        return record is not None and record.load is not None and not record.load.ready
+
+    async def gone() -> bool:
+        return await site.record() is None
+
+    await replica.stop()
+    await site.until(away, "the lease says that the engine is away")
+    other = await site.replica(port=port, model="other", kv_blocks=300)
+    await site.ask(other, 5, seed=2)
+    await site.exact(other, "the blocks of the other model, under its name")
+    record = await site.record()
+    assert record is not None and record.meta is not None
+    assert (record.meta.model, record.meta.capacity_tokens) == ("other", 4800)
+
+    await other.stop()
+    await site.until(away, "away again")
+    config = ReplicaConfig(model="other", timing=time_model("instant"), kv_blocks=256)
+    engine = DataParallelEngine(3, config)
+    engine.port = port
+    await site.stack.enter_async_context(engine)
+    await site.ask(engine, 9, seed=3)
+    for number, rank in enumerate(engine.ranks):
+        await site.exact(rank, f"rank {number}", f"a/dp{number}")
+    await site.until(gone, "its lease as an engine of one rank is given back")
 
 
 async def test_an_engine_without_events_reports_its_load_and_capacity(site: Site) -> None:

@@ -67,7 +67,7 @@ def layout() -> Layout:
 def until() -> Callable[..., Awaitable[None]]:
     """Wait until a condition (plain or async) holds; AssertionError with its last value after `timeout_s`."""
 
-    async def wait(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async def wait(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             value = condition()
