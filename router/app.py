@@ -175,6 +175,7 @@ class App:
             answered=self.trust.answered,
             observer=self.observer,
             send_token_ids=config.prompt.send_token_ids,
+            read_always=config.observe.prompts == "always",
         )
         self.api = Api(
             self.fleet,

@@ -64,7 +64,7 @@ class Api:
             if endpoint is not Endpoint.OTHER and request.method != "POST":
                 raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
             took = Took()
-            parsed = await self._route.prompts.parse(path, request.body)
+            parsed = await self._route.prompts.parse(path, request.body, read=self._route.reads_prompts)
             took.lap("parse")
             await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:

@@ -29,10 +29,11 @@ from router.http.upstream import Origin
 from router.index.types import Match
 from router.observe.metrics import Metrics
 from router.observe.observer import Dispatch, Observer, Seen
+from router.observe.recent import Passed
 from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.report_mode import asks_report, without_report
 from router.prompt.requests import ApiRequest, Endpoint
-from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel
+from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel, unread
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Attempt, Outcome, Target
 from router.routing.placement import Facts, Placement, Sent
@@ -62,7 +63,8 @@ class Route:
 
     `origin_of` gives a replica's address, `outliers` is told how requests end, `alive` asks whether one still answers,
     `turns` makes requests wait for room, `answered` is told what came of a request whose prompt and prediction it gets.
-    `send_token_ids`: with chat requests, to replicas known to agree with ours.
+    `send_token_ids`: with chat requests, to replicas known to agree with ours. `read_always`: prompts are read under
+    policies that don't look at caches, too.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Route:
         answered: Callable[[Replica, Prompt, Match, Outcome], None],
         observer: Observer,
         send_token_ids: bool = False,
+        read_always: bool = False,
     ) -> None:
         self.fleet = fleet
         self.feeds = feeds
@@ -98,8 +101,14 @@ class Route:
         self.answered = answered
         self.observer = observer
         self.send_token_ids = send_token_ids
+        self.read_always = read_always
         self.naming = naming
         self.pools = pools
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts are tokenized and looked up; else they are passed on unread."""
+        return self.placement.policy.uses_cache or self.read_always or self.send_token_ids or self.pools.divided
 
     async def __call__(
         self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant = OPEN
@@ -111,7 +120,7 @@ class Route:
         replicas = self._able(parsed)
         assert replicas[0].info is not None
         await self.prompts.check_ids(parsed, parsed.model or replicas[0].info.models[0])
-        known = await self._know(parsed, replicas, took)
+        known = await self._know(parsed, replicas, took, read=self.reads_prompts)
         tokens = max(each.prompt.tokens for each in known.values())
         grant.charge(tokens)
         turn = self.turns.turn(request, parsed, grant, tokens, replicas)
@@ -120,7 +129,8 @@ class Route:
             while True:
                 if await turn.wait(replicas):
                     for kind, each in known.items():  # time has passed: caches and queues have changed
-                        known[kind] = _Known(each.prompt, await self.feeds.lookup(each.prompt.chain))
+                        if each.prompt.read:
+                            known[kind] = _Known(each.prompt, await self.feeds.lookup(each.prompt.chain))
                     replicas = self._able(parsed, known)
                     took.lap("queue")
                 routed = _Routed(self, request, parsed, replicas, known, grant, took, turn)
@@ -147,17 +157,20 @@ class Route:
     async def explain(self, request: Request, parsed: ApiRequest) -> dict[str, Any]:
         """What would be decided about a request now, and why; nothing is sent, counted or remembered. Raises ApiError.
 
-        Policies that take turns are asked through a copy: a question is no turn.
+        Policies that take turns are asked through a copy: a question is no turn. The prompt is read under every policy.
         """
         replicas = self._able(parsed)
         took = Took()
-        known = await self._know(parsed, replicas, took)
+        known = await self._know(parsed, replicas, took, read=True)
         turn = self.turns.turn(request, parsed, OPEN, 0, replicas)
         routed = _Routed(self, request, parsed, replicas, known, OPEN, took, turn, policy=copy(self.placement.policy))
         took.lap("decide")
         return routed.explained() | {"stages_ms": {name: round(s * 1000, 3) for name, s in took.seconds.items()}}
 
-    async def _know(self, parsed: ApiRequest, replicas: list[Replica], took: Took) -> dict[str, _Known]:
+    async def _know(self, parsed: ApiRequest, replicas: list[Replica], took: Took, *, read: bool) -> dict[str, _Known]:
+        if not read:
+            prompt = NO_PROMPT if parsed.endpoint is Endpoint.OTHER else unread(parsed)
+            return dict.fromkeys((r.info.kind for r in replicas if r.info is not None), _Known(prompt, {}))
         known: dict[str, _Known] = {}
         for info in {r.info.kind: r.info for r in replicas if r.info is not None}.values():
             prompt = NO_PROMPT
@@ -205,7 +218,11 @@ class Route:
                 metrics.engine_cached_tokens.labels(replica).inc(usage.cached_tokens)
             if outcome.error is None and outcome.status == 200 and parsed.endpoint in GENERATING:
                 self.answered(*routed.expected(replica), outcome)
-        self.observer.done(routed.seen or routed.unsent(), outcome, outcome.status or 499)
+        status = outcome.status or 499
+        if (passed := routed.passed()) is not None:
+            self.observer.passed(passed, outcome, status)
+        else:
+            self.observer.done(routed.seen or routed.unsent(), outcome, status)
 
 
 def request_id(request: Request) -> str:
@@ -226,10 +243,12 @@ class _Routed:
         "_left",
         "_parsed",
         "_past",
+        "_read",
         "_reason",
         "_request",
         "_route",
         "_sent",
+        "_sent_before",
         "_took",
         "_turn",
         "request_id",
@@ -258,8 +277,13 @@ class _Routed:
         self._known = known
         self._reason = ""
         self._sent: Sent | None = None
+        self._sent_before = False
+        self._read = next(iter(known.values())).prompt.read
         self._candidates = {r.id: self._candidate(r) for r in replicas}
-        self._past = route.placement.look(self._facts(), max(c.held_tokens for c in self._candidates.values()))
+        if self._read:
+            self._past = route.placement.look(self._facts(), max(c.held_tokens for c in self._candidates.values()))
+        else:
+            self._past = route.placement.glance(self._facts())
         able = with_room(replicas, monotonic()) if route.fleet.bounded else replicas
         self._decision = self._decide([self._candidates[r.id] for r in able], policy)
         self._left = ramped(self._decision.order) if route.fleet.ramping else list(self._decision.order)
@@ -278,6 +302,8 @@ class _Routed:
         return match, match.blocks * known.prompt.block_size
 
     def _candidate(self, replica: Replica) -> Candidate:
+        if not self._read:
+            return Candidate(replica)
         match, held = self._held(replica)
         return Candidate(replica, held, match.lower * self._prompt(replica).prompt.block_size)
 
@@ -356,10 +382,10 @@ class _Routed:
             (b"x-prefix-router-replica", target.id.encode()),
             (b"x-prefix-router-reason", self._reason.encode()),
         ]
-        if self._parsed.endpoint is not Endpoint.OTHER:
-            tokens = "exact" if prompt.exact else f"approximate; {prompt.reason}"
-            if prompt.exact and replica.distrust:
-                tokens = "approximate; token-mismatch"
+        if not prompt.read:
+            receipt.append((b"x-prefix-router-tokens", b"unread"))
+        elif self._parsed.endpoint is not Endpoint.OTHER:
+            tokens = "approximate; token-mismatch" if prompt.exact and replica.distrust else prompt.told
             receipt += [
                 (b"x-prefix-router-matched-tokens", b"%d" % self._matched(replica)),
                 (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),
@@ -367,17 +393,26 @@ class _Routed:
             ]
         if self.seen is not None:
             receipt += self.seen.headers()
+        elif not self._read:
+            receipt.append((b"x-prefix-router-request", self.request_id.encode("latin-1")))
         return self._grant.visible(receipt)
 
     def on_send(self, target: Target) -> None:
         """Credit the dispatch at once, and expect the replica to hold the prompt."""
         route, replica = self._route, self._candidates[target.id].replica
-        prompt = self._prompt(replica).prompt
-        matched = self._matched(replica)
         self._judge.sent(replica)
         self._sent = route.placement.sent(self._past, self._candidates[target.id])
         self._turn.landed()
         route.fleet.chosen(replica)
+        route.metrics.decisions.labels(target.id, self._reason).inc()
+        if self._read:
+            self._expect(replica)
+        elif not self._sent_before:
+            self._sent_before = True
+            self._took.lap("decide")
+
+    def _expect(self, replica: Replica) -> None:
+        route, prompt = self._route, self._prompt(replica).prompt
         route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
         dispatch = self._dispatch(replica)
         if self.seen is None:
@@ -386,9 +421,8 @@ class _Routed:
             self._took.lap("observe")
         else:
             self.seen.moved(dispatch)
-        route.metrics.decisions.labels(target.id, self._reason).inc()
-        route.metrics.prompt_tokens.labels(target.id).inc(prompt.tokens)
-        route.metrics.matched_tokens.labels(target.id).inc(matched)
+        route.metrics.prompt_tokens.labels(replica.id).inc(prompt.tokens)
+        route.metrics.matched_tokens.labels(replica.id).inc(self._matched(replica))
         if not prompt.exact and prompt.reason:
             route.metrics.approximate.labels(prompt.reason).inc()
 
@@ -462,6 +496,14 @@ class _Routed:
             ],
         }
 
+    def passed(self) -> Passed | None:
+        """What is to be remembered of a request whose prompt was not read; None for one that was."""
+        if self._read:
+            return None
+        parsed, request = self._parsed, self._request
+        model = self._route.fleet.canonical_model(parsed.model or "")
+        return Passed(self.request_id, request.path, model, self._grant.tenant, self._reason, self._took.seconds)
+
     def unsent(self) -> Seen:
         """For a request that no replica was left to try for."""
         return self._route.observer.unsent(self._dispatch(self._decision.order[0].replica))
@@ -488,7 +530,7 @@ class _Routed:
             self._sent.first_byte(monotonic(), answered=status < 400)
         replica = self._candidates[target.id].replica
         self._judge.answered(replica, status)
-        if status < 400:
+        if status < 400 and self._read:
             prompt = self._prompt(replica).prompt
             self._route.feeds.answered(replica, prompt.chain, prompt.exact)
 

@@ -448,6 +448,13 @@ class Health(Section):
 class Observe(Section):
     """What is remembered of requests and sessions, for reports and the dashboard (docs/observability.md)."""
 
+    prompts: Annotated[
+        Literal["auto", "always"],
+        _d(
+            "auto: prompts are read where the policy looks at caches. always: under every policy, so that sessions, "
+            "prefix breaks and causes of computed tokens are known there too, at the cost of policy prefix."
+        ),
+    ] = "auto"
     recent_requests: Annotated[Count, _d("Requests whose records are kept for /requests; about 3 kB each.")] = 2000
     sessions_mb: Annotated[Count, _d("Memory for session records; the longest unused are forgotten.")] = 64
     break_text: Annotated[

@@ -11,6 +11,8 @@ from router.http.errors import ErrorFormat, Headers, reason_phrase
 from router.http.framing import LAST_CHUNK, chunk
 from router.http.message import Request
 
+_JOIN_BYTES = 32 * 1024  # copying less is cheaper than a second buffer
+
 
 class Source(Protocol):
     """Where the body's bytes come from; told to stop while the client takes none."""
@@ -30,6 +32,7 @@ class Response:
 
     __slots__ = (
         "_chunked",
+        "_head",
         "_head_only",
         "_source",
         "_transport",
@@ -55,6 +58,7 @@ class Response:
         self.started = False
         self.ended = False
         self.gone = False
+        self._head = b""  # not written yet: goes out with what comes next, in one system call
         self._chunked = False  # write() has to wrap
         self._until_close = False
         self._source: Source | None = None
@@ -65,7 +69,9 @@ class Response:
         return self._version == "1.1"
 
     def start(self, status: int, headers: Headers, *, length: int | None = None, framed: bool = False) -> None:
-        """Write the head. headers must hold no framing or connection headers: they are added here.
+        """Begin the answer; its head is written with the first bytes of the body, or by `flush`.
+
+        headers must hold no framing or connection headers: they are added here.
 
         length: bytes of the body; None: unknown, so chunked for HTTP/1.1 and until close for HTTP/1.0. For the answer
         to HEAD it is what GET's would be, None if unknown. framed: write() is given chunked bytes, last chunk included
@@ -92,17 +98,32 @@ class Response:
         elif not self.can_chunk:
             parts.append(b"connection: keep-alive\r\n")
         parts.append(b"\r\n")
-        self._transport.write(b"".join(parts))
+        self._head = b"".join(parts)
 
     def write(self, data: bytes) -> None:
         """Part of the body."""
         if data and not (self.gone or self._head_only):
-            self._transport.write(chunk(data) if self._chunked else data)
+            if self._chunked:
+                data = chunk(data)
+            head, self._head = self._head, b""
+            if not head:
+                self._transport.write(data)
+            elif len(data) < _JOIN_BYTES:
+                self._transport.write(head + data)
+            else:
+                self._transport.writelines((head, data))
+
+    def flush(self) -> None:
+        """Write the head now, if it was not yet."""
+        if self._head and not self.gone:
+            self._transport.write(self._head)
+        self._head = b""
 
     def end(self) -> None:
         """The body is whole."""
         if self.gone:
             return
+        self.flush()
         if self._chunked and not self._head_only:
             self._transport.write(LAST_CHUNK)
         self.ended = True
@@ -122,6 +143,7 @@ class Response:
         """Break off a started body so that the client sees it is cut short, never a clean end."""
         if self.gone:
             return
+        self.flush()
         self.gone = True
         self.keep_alive = False
         if not self._until_close:
@@ -135,6 +157,7 @@ class Response:
 
     def attach(self, source: Source | None) -> None:
         """Couple the body's source to the client's pace; None uncouples."""
+        self.flush()
         self._source = source
         if source is not None and self.paused:
             source.pause()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +17,26 @@ Sample = tuple[str, str, str, tuple[str, ...], tuple[str, ...], float]
 """(name without prefix, "gauge" or "counter", help, label names, label values, value), read when scraped."""
 
 
+_Kind = TypeVar("_Kind", Counter, Histogram)
+
+
+class Labelled(Generic[_Kind]):
+    """A metric whose children are found in a plain dict: a tenth of the cost of the library's lock and conversions."""
+
+    __slots__ = ("_children", "metric")
+
+    def __init__(self, metric: _Kind) -> None:
+        self.metric: _Kind = metric
+        self._children: dict[tuple[str, ...], _Kind] = {}
+
+    def labels(self, *values: str) -> _Kind:
+        """The child with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self.metric.labels(*values)
+        return child
+
+
 class Metrics:
     """All of the router's metrics, in a registry of their own.
 
@@ -27,8 +48,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         registry = self.registry
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"prefix_router_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Labelled[Counter]:
+            return Labelled(Counter(f"prefix_router_{name}", text, labels, registry=registry))
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Labelled[Histogram]:
+            return Labelled(Histogram(f"prefix_router_{name}", text, (label,), buckets=buckets, registry=registry))
 
         self.requests = counter("requests", "Requests answered.", "endpoint", "code")
         self.decisions = counter("decisions", "Routing decisions.", "replica", "reason")
@@ -42,7 +66,7 @@ class Metrics:
         self.engine_cached_tokens = counter(
             "engine_cached_tokens", "Prompt tokens the engine said it had cached.", "replica"
         )
-        self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.")
+        self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.").metric
         self.computed_tokens = counter(
             "computed_tokens",
             "Prompt tokens computed, by cause: new, mutated, evicted, spilled, replica_gone, index_stale, "
@@ -54,28 +78,25 @@ class Metrics:
         self.break_tokens = counter("prefix_break_tokens", "Prompt tokens lost to prefix breaks, by class.", "class")
         self.approximate = counter("approximate_prompts", "Prompts matched by approximate keys.", "reason")
         self.retries = counter("retries", "Requests tried again on another replica.", "reason")
-        self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.")
+        self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.").metric
         self.broken_streams = counter("broken_streams", "Answers that failed after their first byte.", "replica")
-        self.ttft = Histogram(
-            "prefix_router_time_to_first_token_seconds",
+        self.ttft = histogram(
+            "time_to_first_token_seconds",
             "From the request's arrival to the first body byte of the answer.",
-            ("replica",),
-            buckets=SECONDS,
-            registry=registry,
+            "replica",
+            SECONDS,
         )
-        self.duration = Histogram(
-            "prefix_router_request_seconds",
+        self.duration = histogram(
+            "request_seconds",
             "From the request's arrival to the end of the answer.",
-            ("replica",),
-            buckets=SECONDS,
-            registry=registry,
+            "replica",
+            SECONDS,
         )
-        self.stage = Histogram(
-            "prefix_router_stage_seconds",
+        self.stage = histogram(
+            "stage_seconds",
             "Time the router itself took, by stage: parse, render, tokenize, hash, lookup, decide, observe, connect.",
-            ("stage",),
-            buckets=STAGE_SECONDS,
-            registry=registry,
+            "stage",
+            STAGE_SECONDS,
         )
         registry.register(_Scraped(read))
 

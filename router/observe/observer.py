@@ -22,7 +22,7 @@ from router.observe.breaks import Break, BreakClass
 from router.observe.hot import HotPrefixes
 from router.observe.metrics import Metrics
 from router.observe.past import Lost, Past
-from router.observe.recent import Recent, Timeline
+from router.observe.recent import Passed, Recent, Timeline, timing
 from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt
@@ -174,15 +174,37 @@ class Observer:
             step.replica, step.reason, step.matched = dispatch.replica.id, dispatch.reason, dispatch.matched
             step.ttft_s = outcome.ttft_s
             self.sessions.answered(session, step, found, saved)
-        self._count(seen, outcome, status, found)
+        self._count(seen, outcome, found)
+        self._clock_stages(dispatch.seconds, outcome, status)
         record = self._record(seen, outcome, status, found)
         self.recent.put(record)
         if access_log.isEnabledFor(logging.INFO):
-            line = {name: value for name, value in record.items() if name not in ("candidates", "seq")}
-            if self.log_blocks:
-                prompt = seen.dispatch.prompt
-                line |= {"block_size": prompt.block_size, "blocks": prompt.chain}
-            access_log.info("%s", msgspec.json.encode(line).decode())
+            prompt = dispatch.prompt
+            self._log(record | ({"block_size": prompt.block_size, "blocks": prompt.chain} if self.log_blocks else {}))
+
+    def passed(self, passed: Passed, outcome: Outcome, status: int) -> None:
+        """A request whose prompt was not read is over."""
+        passed.at, passed.outcome, passed.status = self._clock() - outcome.total_s, outcome, status
+        self._clock_stages(passed.seconds, outcome, status)
+        self.recent.put(passed)
+        if access_log.isEnabledFor(logging.INFO):
+            self._log(passed.told())
+
+    @staticmethod
+    def _log(record: dict[str, Any]) -> None:
+        line = {name: value for name, value in record.items() if name not in ("candidates", "seq")}
+        access_log.info("%s", msgspec.json.encode(line).decode())
+
+    def _clock_stages(self, seconds: dict[str, float], outcome: Outcome, status: int) -> None:
+        """The part of the books that every request has."""
+        bucket = self.timeline.now()
+        bucket.requests += 1
+        bucket.errors += status >= 500
+        if outcome.ttft_s is not None:
+            bucket.answered += 1
+            bucket.ttft_s += outcome.ttft_s
+        for stage, taken in seconds.items():
+            self.metrics.stage.labels(stage).observe(taken)
 
     def receipt(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
         """What is known at the end of an answer, for those who asked for it."""
@@ -228,13 +250,9 @@ class Observer:
             )
         )
 
-    def _count(self, seen: Seen, outcome: Outcome, status: int, found: Attribution | None) -> None:
+    def _count(self, seen: Seen, outcome: Outcome, found: Attribution | None) -> None:
         metrics, dispatch = self.metrics, seen.dispatch
         bucket = self.timeline.now()
-        bucket.requests += 1
-        bucket.errors += status >= 500
-        for stage, seconds in dispatch.seconds.items():
-            metrics.stage.labels(stage).observe(seconds)
         if seen.step is not None and (broken := seen.step.broken) is not None:
             metrics.breaks.labels(broken.kind).inc()
             metrics.break_tokens.labels(broken.kind).inc(broken.tokens_lost)
@@ -248,9 +266,6 @@ class Observer:
                 metrics.computed_tokens.labels(cause).inc(tokens)
             bucket.prompt_tokens += dispatch.prompt.tokens
             bucket.reused_tokens += found.reused
-        if outcome.ttft_s is not None:
-            bucket.answered += 1
-            bucket.ttft_s += outcome.ttft_s
 
     @staticmethod
     def _tell_break(seen: Seen) -> None:
@@ -286,14 +301,10 @@ class Observer:
             "cached_tokens": usage.cached_tokens if usage is not None else None,
             "engine_prompt_tokens": usage.prompt_tokens if usage is not None else None,
             "completion_tokens": usage.completion_tokens if usage is not None else None,
-            "tokens": "exact" if prompt.exact else f"approximate; {prompt.reason}",
+            "tokens": prompt.told,
             "cause": found.cause if found is not None else None,
             "computed_tokens": {str(cause): tokens for cause, tokens in found.tokens.items()} if found else {},
             "break": seen.broken.told() if seen.broken is not None else None,
-            "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
-            "total_ms": round(outcome.total_s * 1000, 2),
-            "stages_ms": {stage: round(seconds * 1000, 3) for stage, seconds in dispatch.seconds.items()},
-            "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
-            "error": outcome.error,
+            **timing(outcome, dispatch.seconds),
             "candidates": dispatch.candidates(),
         }

@@ -4,13 +4,73 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from router.prompt.stage import UNREAD
+from router.proxy.plan import Outcome
 
 BUCKET_S = 5
 BUCKETS = 180
 MAX_BREAKS = 100
+
+
+@dataclass(slots=True)
+class Passed:
+    """A request that was passed on with its prompt unread; its record is made when somebody asks for it."""
+
+    id: str
+    path: str
+    model: str
+    tenant: str
+    reason: str
+    seconds: dict[str, float]
+    at: float = 0.0
+    status: int = 0
+    outcome: Outcome = field(default_factory=Outcome)
+    seq: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """As JSON, with the fields of every record; None where only reading the prompt would tell."""
+        outcome, usage = self.outcome, self.outcome.usage
+        return {
+            "id": self.id,
+            "at": round(self.at, 3),
+            "path": self.path,
+            "model": self.model,
+            "tenant": self.tenant,
+            "session": None,
+            "step": None,
+            "relation": None,
+            "status": self.status,
+            "replica": outcome.target_id,
+            "reason": self.reason,
+            "prompt_tokens": None,
+            "matched_tokens": None,
+            "best_matched_tokens": None,
+            "cached_tokens": usage.cached_tokens if usage is not None else None,
+            "engine_prompt_tokens": usage.prompt_tokens if usage is not None else None,
+            "completion_tokens": usage.completion_tokens if usage is not None else None,
+            "tokens": UNREAD,
+            "cause": None,
+            "computed_tokens": {},
+            "break": None,
+            **timing(outcome, self.seconds),
+            "candidates": [],
+            "seq": self.seq,
+        }
+
+
+def timing(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The part of a record that says how long what took, and what went wrong."""
+    return {
+        "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
+        "total_ms": round(outcome.total_s * 1000, 2),
+        "stages_ms": {stage: round(taken * 1000, 3) for stage, taken in seconds.items()},
+        "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
+        "error": outcome.error,
+    }
 
 
 class Recent:
@@ -18,19 +78,22 @@ class Recent:
 
     def __init__(self, size: int = 2000) -> None:
         self._size = size
-        self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._breaks: deque[dict[str, Any]] = deque(maxlen=min(size, MAX_BREAKS))
+        self._records: OrderedDict[str, dict[str, Any] | Passed] = OrderedDict()
         self.put_count = 0
 
-    def put(self, record: dict[str, Any]) -> None:
+    def put(self, record: dict[str, Any] | Passed) -> None:
         """Remember a record under its `id`, in place of an earlier one of the same id."""
         self.put_count += 1
-        record["seq"] = self.put_count
-        self._records.pop(record["id"], None)
-        self._records[record["id"]] = record
+        if isinstance(record, Passed):
+            record.seq, identifier = self.put_count, record.id
+        else:
+            record["seq"], identifier = self.put_count, record["id"]
+        self._records.pop(identifier, None)
+        self._records[identifier] = record
         if len(self._records) > self._size:
             self._records.popitem(last=False)
-        if record.get("break") is not None:
+        if isinstance(record, dict) and record.get("break") is not None:
             self._breaks.append(record)
 
     def breaks(self) -> Iterator[dict[str, Any]]:
@@ -39,14 +102,16 @@ class Recent:
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """A record; None if it is not known (any more)."""
-        return self._records.get(request_id)
+        record = self._records.get(request_id)
+        return record.told() if isinstance(record, Passed) else record
 
     def latest(self, limit: int, *, since: int = 0) -> Iterator[dict[str, Any]]:
         """The newest records first, at most `limit`, with a `seq` above `since`."""
         for count, record in enumerate(reversed(self._records.values())):
-            if count >= limit or record["seq"] <= since:
+            told = record.told() if isinstance(record, Passed) else record
+            if count >= limit or told["seq"] <= since:
                 return
-            yield record
+            yield told
 
 
 @dataclass(slots=True)

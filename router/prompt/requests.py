@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from router.blocks import pack
-from router.prompt.history import History
+from router.prompt.history import History, skim
 
 
 class Endpoint(Enum):
@@ -110,15 +110,17 @@ _decode = msgspec.json.Decoder().decode
 _history = History()  # of this process; content-addressed, so it tells nobody anything about another's requests
 
 
-def parse_request(path: str, body: bytes) -> ApiRequest:
+def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
     """Reads a request's body. Raises BadRequest and nothing else.
 
-    A path of no known family may have any body; what can be read of it is.
+    A path of no known family may have any body; what can be read of it is. Without `read` messages and tools are
+    checked to be JSON, but stand in the result as empty lists: for those who only pass them on.
     """
     endpoint = endpoint_of(path)
     if endpoint is Endpoint.OTHER:
         return _parse_other(body)
-    decoded = _json_object(body, _history.decode if endpoint in GROWING else _decode)
+    decode = _decode if endpoint not in GROWING else _history.decode if read else skim
+    decoded = _json_object(body, decode)
     messages = decoded.get("messages")
     if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
         _check_messages(messages)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ INLINE_CHARS = 2048
 # A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
 # the steps of several such requests are taken in turns of the loop of their own.
 _LONG_BYTES = 128 * 1024
+UNREAD = "unread"
 _MANY = 256  # prompts whose ids take half a millisecond to look through
 _BLOCKS_AT_ONCE = 4096  # about 1 ms of hashing
 
@@ -69,7 +71,7 @@ class Prompt:
 
     `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.
     `chain`: hashes of the (first) prompt's full blocks. `ids`: the first prompt's ids, packed; None if unknown.
-    `reason`: why the chain is approximate, a short slug; None if exact.
+    `reason`: why the chain is approximate, a short slug; None if exact; UNREAD: nobody asked for a chain.
     """
 
     tokens: int
@@ -80,9 +82,24 @@ class Prompt:
     ids: bytes | None = None
 
     @property
+    def read(self) -> bool:
+        """Whether more is known of it than its length, roughly."""
+        return self.reason != UNREAD
+
+    @property
+    def told(self) -> str:
+        """How it is known, for receipts and records."""
+        return "exact" if self.exact else f"approximate; {self.reason}" if self.read else UNREAD
+
+    @property
     def hittable_blocks(self) -> int:
         """Blocks an engine can at most take from its cache: the last token is always computed."""
         return max(0, (self.tokens - 1) // self.block_size)
+
+
+def unread(request: ApiRequest) -> Prompt:
+    """What stands for a prompt under a policy that does not look at it: a quarter of the body's bytes as its length."""
+    return Prompt(request.size // TOKEN_BYTES, [], 1, False, UNREAD)
 
 
 class EngineIds(Protocol):
@@ -145,14 +162,15 @@ class PromptStage:
             raise UnknownModel(model)
         return spec
 
-    async def parse(self, path: str, body: bytes) -> ApiRequest:
+    async def parse(self, path: str, body: bytes, *, read: bool = True) -> ApiRequest:
         """`requests.parse_request` without holding up the loop. Raises BadRequest."""
         if len(body) <= _LONG_BYTES:
-            return parse_request(path, body)
-        if endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
+            return parse_request(path, body, read=read)
+        if read and endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
             await self._own_turn()
             return parse_request(path, body)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, parse_request, path, body)
+        parse = partial(parse_request, path, body, read=read)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
 
     async def check_ids(self, request: ApiRequest, model: str | None) -> None:
         """Raises BadRequest for a token id that the model doesn't have, if that is known."""

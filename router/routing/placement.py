@@ -1,6 +1,6 @@
 """Placing requests: what is known of a request's past and future, the policy's choice, and what is learnt from answers.
 
-past   = placement.look(prompt facts)           whose step is it?            changes nothing
+past   = placement.look(prompt facts)           whose step is it?            changes nothing (or `glance`)
 choice = placement.decide(past, candidates)     where does it go?            changes nothing
 sent   = placement.sent(past, candidate)        books: load, session         at each dispatch
 sent.first_byte(now), sent.ended(now)           what it took                 exactly once each, `ended` always
@@ -15,7 +15,7 @@ from router.blocks import TOKEN_BYTES
 from router.fleet.load import Ticket
 from router.fleet.replica import Replica
 from router.fleet.speed import FleetSpeed
-from router.routing.lineage import Found, Lineage, Session
+from router.routing.lineage import NEW, Found, Lineage, Session
 from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
 
@@ -105,6 +105,11 @@ class Placement:
             now=now,
         )
         return Past(facts, found, shared, kind, ask)
+
+    def glance(self, facts: Facts) -> Past:
+        """`look` for a policy that does not use what is known of prompts."""
+        session = facts.name or facts.hint
+        return Past(facts, NEW, 0, 0, Ask(facts.tokens, session=session, now=self.clock()))
 
     def decide(self, past: Past, candidates: Sequence[Candidate], policy: Policy | None = None) -> Decision:
         """The policy's choice, or that of another one."""

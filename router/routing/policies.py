@@ -24,6 +24,7 @@ class Prefix:
     """
 
     name = "prefix"
+    uses_cache = True
 
     def __init__(self, weights: Weights | None = None) -> None:
         self._weights = weights or Weights()
@@ -52,6 +53,7 @@ class RoundRobin:
     """Each replica in turn, whatever the request: the baseline every balancer offers."""
 
     name = "round_robin"
+    uses_cache = False
 
     def __init__(self) -> None:
         self._next = 0
@@ -67,6 +69,7 @@ class Random:
     """A random replica: needs no state, so that many routers never move in step."""
 
     name = "random"
+    uses_cache = False
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -83,6 +86,7 @@ class LeastLoad:
     """
 
     name = "least_load"
+    uses_cache = False
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Least loaded first."""
@@ -102,6 +106,7 @@ class Session:
     """
 
     name = "session"
+    uses_cache = False
 
     def __init__(self) -> None:
         self._without = LeastLoad()

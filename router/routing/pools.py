@@ -21,6 +21,11 @@ class Pools:
     light: Mapping[str, str] = field(default_factory=dict)
     heavy: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def divided(self) -> bool:
+        """Whether the class of a request matters."""
+        return bool(self.light or self.heavy)
+
     def is_light(self, past: Past) -> bool:
         """The class of a request."""
         return past.found.session is None and past.ask.prompt_tokens - past.ask.shared_tokens < self.light_tokens

@@ -83,8 +83,13 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Orders candidates. `select` gets at least one candidate and must not change anything but the policy itself."""
+    """Orders candidates. `select` gets at least one candidate and must not change anything but the policy itself.
+
+    `uses_cache`: it looks at what replicas hold, or at sessions found from prompts. For a policy that does not, prompts
+    are not read: candidates hold nothing, and a request's tokens are estimated from its body's size.
+    """
 
     name: str
+    uses_cache: bool
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision: ...

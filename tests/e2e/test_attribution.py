@@ -122,7 +122,9 @@ async def test_attribution_agrees_with_the_caches(
     With restarts, cache resets and lost events at once at least 95 %: of blocks whose events were lost the router can
     only guess, from the cache's size, whether the engine still has them.
     """
-    system = await build(replicas=3, simulator={"kv_blocks": 900}, settings={"routing.policy": policy})
+    system = await build(
+        replicas=3, simulator={"kv_blocks": 900}, settings={"routing.policy": policy, "observe.prompts": "always"}
+    )
     rng = random.Random(f"{policy} {faults}")
     truth, agents = Truth(system), Agents(rng, 5)
     told: Counter[str] = Counter()

@@ -28,7 +28,7 @@ async def explain(system: Stack, content: Any, status: int = 200, **headers: str
 
 @pytest.mark.parametrize("policy", ["prefix", "round_robin"])
 async def test_the_explanation_is_what_then_happens(build: Build, policy: str) -> None:
-    system = await build(replicas=3, settings={"routing.policy": policy})
+    system = await build(replicas=3, settings={"routing.policy": policy, "observe.prompts": "always"})
     await system.chat(body("first")["messages"])
     await system.settled()
     for number in range(4):
