@@ -43,11 +43,13 @@ lint: $(VENV)/dev ## ruff, mypy --strict, import rules, generated docs up to dat
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m router.config.reference | diff -u docs/configuration.md -
+	$(BIN)/python -m router.observe.reference | diff -u docs/metrics.md -
 
 format: $(VENV)/dev ## format the code and regenerate the docs
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m router.config.reference > docs/configuration.md
+	$(BIN)/python -m router.observe.reference > docs/metrics.md
 
 bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

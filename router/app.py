@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from router.api import status
@@ -25,13 +24,12 @@ from router.asking import AskedReplicas
 from router.catalog import SMALLEST_BLOCK, Catalog
 from router.config.model import Config
 from router.credentials import Credentials
-from router.fleet.breaker import Circuit
 from router.fleet.feeds import Feeds
 from router.fleet.fleet import Fleet
 from router.fleet.membership import Membership, Wishes
 from router.fleet.outliers import TICK_S, Outliers
 from router.fleet.prober import Prober
-from router.fleet.replica import Feed, Health, Replica
+from router.fleet.replica import Health, Replica
 from router.fleet.room import Room, slots
 from router.fleet.shared import SharedIndex
 from router.http.server import HttpServer
@@ -40,7 +38,7 @@ from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
 from router.index.redis.connect import connect
 from router.observe.digest import Digester
-from router.observe.metrics import Metrics, Sample
+from router.observe.metrics import Metrics
 from router.observe.observer import Observer
 from router.observe.past import GONE, Past, Standing
 from router.observe.recent import Recent
@@ -51,6 +49,7 @@ from router.prompt.stage import PromptStage
 from router.proxy.admission import Admission
 from router.proxy.forward import Forwarder
 from router.routing.placement import Placement
+from router.samples import samples
 from router.settings import (
     configured,
     make_policy,
@@ -116,7 +115,7 @@ class App:
             generate=prompt.parity_generate,
             session=lambda: self.credentials.session(),
         )
-        self.metrics = Metrics(self._samples)
+        self.metrics = Metrics(lambda: samples(self))
         past = Past(self._standing)
         self.index.on_evicted = past.dropped
         self.observer = Observer(
@@ -370,87 +369,3 @@ class App:
             self.outliers.tick()
             self.room.tick()
             self.admission.pump()
-
-    def _samples(self) -> Iterator[Sample]:
-        """What /metrics reads when it is asked for."""
-        self.placement.refresh(self.fleet)
-        feeds = self.feeds.status()
-        for replica in self.fleet:
-            at = (("replica",), (replica.id,))
-            feed = feeds.get(replica.id, {})
-            yield "replica_up", "gauge", "1 if requests are sent there.", *at, float(replica.health is Health.UP)
-            text = "1 if it is ejected because its requests failed."
-            yield "replica_ejected", "gauge", text, *at, float(replica.breaker.circuit is Circuit.OPEN)
-            text = "Share of a full load it may take: below 1 while it starts slowly."
-            yield "replica_weight", "gauge", text, *at, replica.weight
-            if replica.limit < math.inf:
-                text = "Sequences it may have at once, where that is known."
-                yield "replica_limit", "gauge", text, *at, replica.limit
-            text = "Tokens that sessions living there are expected to come back for: scale in where they are fewest."
-            yield "replica_warm_tokens", "gauge", text, *at, replica.load.warm_tokens
-            text = "How much slower than the fleet it answers, learnt: 1 is the average."
-            yield "replica_slowness", "gauge", text, *at, replica.speed.slowness
-            yield "replica_running", "gauge", "Sequences sent and not ended.", *at, replica.load.running
-            text = "Uncached prompt tokens sent whose first answer byte has not come."
-            yield "replica_pending_prefill_tokens", "gauge", text, *at, replica.load.pending_prefill
-            if replica.reported is not None:
-                text = "Share of the KV cache in use, as the engine reports it."
-                yield "replica_kv_usage", "gauge", text, *at, replica.reported.kv_usage
-                yield "replica_waiting", "gauge", "Requests the engine has queued.", *at, replica.reported.waiting
-            text = "1 if the index follows this replica's KV events, 0 if its cache is modelled."
-            yield "replica_exact", "gauge", text, *at, float(replica.feed is Feed.EVENTS)
-            text = "1 if its token ids differ from the router's: its events are not used."
-            yield "replica_quarantined", "gauge", text, *at, float(bool(replica.distrust))
-            yield "replica_index_blocks", "gauge", "Blocks the index has for it.", *at, feed.get("blocks", 0)
-            for key, text in (
-                ("gaps", "Times event batches were missed."),
-                ("replays", "Replays asked for."),
-                ("clears", "Times everything known of its cache was dropped."),
-                ("malformed", "Event batches or events that could not be read."),
-                ("orphans", "Blocks whose predecessor is unknown, left out."),
-            ):
-                yield f"event_{key}", "counter", text, *at, feed.get(key, 0)
-            text = "From the engine's time stamp to the index, for the last batch."
-            yield "event_lag_seconds", "gauge", text, *at, feed.get("lag_s", 0.0)
-        shared = self.feeds.shared
-        if shared is not None:
-            text = "1 if the last poll of Redis succeeded."
-            yield "redis_up", "gauge", text, (), (), float(shared.registry.health.trouble is None)
-            yield "redis_routers", "gauge", "Other routers sharing the index.", (), (), shared.share.routers
-            if shared.mirror is not None:
-                mirror = shared.mirror
-                yield "mirror_bootstraps", "counter", "Times the mirror was read anew.", (), (), mirror.bootstraps
-                yield "mirror_gaps", "counter", "Times the delta stream had a hole.", (), (), mirror.gaps
-        yield from self.trust.samples()
-        yield from self.warmup.samples()
-        yield "client_connections", "gauge", "Open client connections.", (), (), len(self.server.connections)
-        yield "request_bytes_held", "gauge", "Bytes of request bodies in memory.", (), (), self.server.held_bytes
-        yield "upstream_connections", "gauge", "Open connections to replicas.", (), (), sum(self.pool.open.values())
-        yield "queue_requests", "gauge", "Requests that wait for room.", (), (), len(self.admission.queue)
-        yield "queue_turns", "counter", "Requests that waited and got their turn.", (), (), self.admission.waited
-        for reason, count in self.admission.refused.items():
-            text = "Requests that got no turn: the tenant's share full, the queue full, the deadline passed."
-            yield "queue_refusals", "counter", text, ("reason",), (reason,), count
-        yield "ejections", "counter", "Times a replica was ejected.", (), (), self.outliers.ejections
-        text = "1 while failed retries have used up the retry budget."
-        spent = self.forwarder.budget.spent(time.monotonic())
-        yield "retry_budget_spent", "gauge", text, (), (), float(spent)
-        yield "index_blocks", "gauge", "Distinct blocks in the index.", (), (), self.index.blocks
-        text = "Blocks left out because the index is full (index.max_blocks)."
-        yield "index_blocks_refused", "counter", text, (), (), self.index.blocks_refused
-        for key in self.gate:
-            at, usage = (("key",), (key.entry.name,)), key.usage
-            yield "key_requests", "counter", "Requests admitted, by API key.", *at, usage.requests
-            yield "key_tokens", "counter", "Prompt and completion tokens, by API key.", *at, usage.tokens
-            yield "key_running", "gauge", "Requests under way, by API key.", *at, usage.running
-            for why, count in usage.refused.items():
-                text = "Requests refused, by API key and the limit that did it."
-                yield "key_refused", "counter", text, ("key", "limit"), (key.entry.name, why), count
-        if self.gate.closed:
-            yield "unauthenticated", "counter", "Requests without a valid API key.", (), (), self.gate.refused
-        text = "Times the configuration was read again and taken, or refused."
-        for result, count in (("taken", self.reloads.taken), ("refused", self.reloads.refused)):
-            yield "config_reloads", "counter", text, ("result",), (result,), count
-        text = "1 while the configuration's files are refused: an older one is in force."
-        yield "config_refused", "gauge", text, (), (), float(bool(self.reloads.problem))
-        yield "models_approximate", "gauge", "Models without exact tokens.", (), (), len(self.catalog.approximate)

@@ -27,7 +27,7 @@ from router.fleet.feeds import Feeds
 from router.fleet.replica import Feed, Replica
 from router.index.types import Match
 from router.observe.agreement import Agreement
-from router.observe.metrics import Sample
+from router.observe.scraped import Sample
 from router.prompt.stage import Prompt, PromptStage
 from router.proxy.plan import Outcome
 
@@ -181,13 +181,10 @@ class Trust:
     def samples(self) -> Iterator[Sample]:
         """For /metrics."""
         for record in self._records.values():
-            at = (("replica",), (record.replica.id,))
-            text = "Share of tokens by which predicted and actual cached tokens differ, recent answers."
-            yield "prediction_drift", "gauge", text, *at, record.cached.drift
-            text = "Share of blocks that KV events should have announced after an answer and did not, recent answers."
-            yield "event_drift", "gauge", text, *at, record.blocks.drift
-            text = "1 if the engine's own token ids for the probes were compared and are the router's."
-            yield "replica_verified", "gauge", text, *at, float(record.replica.verified)
+            at = (record.replica.id,)
+            yield "prediction_drift", at, record.cached.drift
+            yield "event_drift", at, record.blocks.drift
+            yield "replica_verified", at, float(record.replica.verified)
 
     async def _watch(self, record: Record, session: aiohttp.ClientSession) -> None:
         while True:

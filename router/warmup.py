@@ -15,7 +15,7 @@ import aiohttp
 
 from router.blocks import TOKEN_BYTES, unpack
 from router.fleet.replica import Health, Replica
-from router.observe.metrics import Sample
+from router.observe.scraped import Sample
 from router.routing.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Warmup:
 
     def samples(self) -> list[Sample]:
         """For /metrics."""
-        return [("warmup_tokens", "counter", "Prompt tokens sent to warm replicas that joined.", (), (), self.tokens)]
+        return [("warmup_tokens", (), self.tokens)]
 
     async def _warm(self, replica: Replica) -> None:
         try:

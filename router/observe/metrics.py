@@ -10,11 +10,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from router.observe.attribution import Cause
+from router.observe.breaks import BreakClass
+from router.observe.scraped import SCRAPED, Sample
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
-
-Sample = tuple[str, str, str, tuple[str, ...], tuple[str, ...], float]
-"""(name without prefix, "gauge" or "counter", help, label names, label values, value), read when scraped."""
 
 
 _Kind = TypeVar("_Kind", Counter, Histogram)
@@ -55,7 +56,12 @@ class Metrics:
             return Labelled(Histogram(f"prefix_router_{name}", text, (label,), buckets=buckets, registry=registry))
 
         self.requests = counter("requests", "Requests answered.", "endpoint", "code")
-        self.decisions = counter("decisions", "Routing decisions.", "replica", "reason")
+        self.decisions = counter(
+            "decisions",
+            "Requests sent, by reason: prefix, shared, cold, spilled, only, sticky, retry, or the policy's name.",
+            "replica",
+            "reason",
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens routed, as counted by the router.", "replica")
         self.matched_tokens = counter(
             "matched_tokens", "Prompt tokens the chosen replica was expected to hold.", "replica"
@@ -69,12 +75,15 @@ class Metrics:
         self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.").metric
         self.computed_tokens = counter(
             "computed_tokens",
-            "Prompt tokens computed, by cause: new, mutated, evicted, spilled, replica_gone, index_stale, "
-            "token_mismatch, unknown.",
+            "Prompt tokens computed, by cause: " + ", ".join(Cause) + ".",
             "cause",
         )
         self.causes = counter("request_causes", "Answered requests by the main cause of computed tokens.", "cause")
-        self.breaks = counter("prefix_breaks", "Steps that do not extend their session's last one, by class.", "class")
+        self.breaks = counter(
+            "prefix_breaks",
+            "Steps that do not extend their session's last one, by class: " + ", ".join(BreakClass) + ".",
+            "class",
+        )
         self.break_tokens = counter("prefix_break_tokens", "Prompt tokens lost to prefix breaks, by class.", "class")
         self.approximate = counter("approximate_prompts", "Prompts matched by approximate keys.", "reason")
         self.retries = counter("retries", "Requests tried again on another replica.", "reason")
@@ -94,7 +103,8 @@ class Metrics:
         )
         self.stage = histogram(
             "stage_seconds",
-            "Time the router itself took, by stage: parse, render, tokenize, hash, lookup, decide, observe, connect.",
+            "Time before the request was with a replica, by stage: parse, render, tokenize, hash, lookup, "
+            "queue (waiting for room), decide, observe, connect.",
             "stage",
             STAGE_SECONDS,
         )
@@ -111,11 +121,12 @@ class _Scraped(Collector):
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for name, kind, text, label_names, label_values, value in self._read():
+        for name, label_values, value in self._read():
             family = families.get(name)
             if family is None:
-                make = GaugeMetricFamily if kind == "gauge" else CounterMetricFamily
-                family = families[name] = make(f"prefix_router_{name}", text, labels=label_names)
+                told = SCRAPED[name]
+                make = GaugeMetricFamily if told.kind == "gauge" else CounterMetricFamily
+                family = families[name] = make(f"prefix_router_{name}", told.text, labels=told.labels)
             family.add_metric(label_values, value)
         yield from families.values()
 

@@ -164,6 +164,8 @@ class Observer:
     def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
         """The request is over. `status`: what the client got, 499 if it left."""
         dispatch, step, session = seen.dispatch, seen.step, seen.session
+        if outcome.attempts:
+            dispatch.seconds["connect"] = sum(attempt.connect_s for attempt in outcome.attempts)
         answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
         found = self._attribute(seen, outcome) if answered and dispatch.prompt.tokens else None
         saved = 0.0

@@ -217,7 +217,11 @@ class _Forwarding:
         """Send once. Raises UpstreamError while nothing reached the client; afterwards failures end the answer."""
         connection = None if fresh else self._pool.take(target.origin)
         if connection is None:
-            connection = await self._pool.connect(target.origin, max(0.0, self._deadline - time.monotonic()))
+            asked = time.monotonic()
+            try:
+                connection = await self._pool.connect(target.origin, max(0.0, self._deadline - asked))
+            finally:
+                attempt.connect_s += time.monotonic() - asked
         try:
             timeout = min(self._pool.limits.first_byte_timeout_s, self._deadline - time.monotonic())
             body = self._request.body if target.body is None else target.body
