@@ -27,7 +27,7 @@ class Attempt:
     """One target's try. error: None (answered), `connect`, `pool_full`, `timeout`, `lost`, `bad_response`, `status`
     (retried elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the
     request), `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
-    connect_s: spent on opening connections, 0 where one was open. stale_retries: fresh connections after a stale one."""
+    connect_s: spent on opening connections, 0 with one that was open. stale_retries: fresh ones after a stale one."""
 
     target_id: str
     status: int | None = None
