@@ -50,6 +50,7 @@ format: $(VENV)/dev ## format the code and regenerate the docs
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m router.config.reference > docs/configuration.md
 	$(BIN)/python -m router.observe.reference > docs/metrics.md
+	$(BIN)/python -m router.config.schema helm/prefix-router/values.schema.json
 
 bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

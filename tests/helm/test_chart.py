@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from router.config.schema import merged
+
 HELMS = ("helm3", "helm4")
 EXAMPLES = ("minimal.yaml", "vllm-gpu.yaml", "sglang.yaml", "existing-fleet.yaml", "ha-external-valkey.yaml")
 KUBERNETES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
@@ -174,6 +176,11 @@ def test_objects_are_what_kubernetes_takes(render: Callable[..., Any], values: A
         (STATIC | {"engineApiKey": "sk-plain"}, "engineApiKey"),
         (STATIC | {"router": {"adminToken": {"value": "plain"}}}, "value"),
         (STATIC | {"router": {"configChange": "sometimes"}}, "configChange"),
+        (STATIC | {"router": {"config": {"routing": {"polcy": "session"}}}}, "polcy"),
+        (STATIC | {"router": {"config": {"routing": {"policy": "fastest"}}}}, "policy"),
+        (STATIC | {"router": {"config": {"admission": {"max_queue": "many"}}}}, "max_queue"),
+        (STATIC | {"router": {"config": {"log": {"access": 1}}}}, "access"),
+        (STATIC | {"router": {"models": [{"name": "a", "file": "b"}]}}, "file"),
     ],
 )
 def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str, Any], names: str) -> None:
@@ -218,6 +225,18 @@ def test_broken_installations_are_refused(
         done = helm(version, "template", "r", str(chart), values=values)
         assert done.returncode != 0
         assert says in done.stderr
+
+
+def test_the_schema_of_the_configuration_is_the_routers(chart: Path) -> None:
+    """`make format` writes it. What the chart's own keys pass on has the same keys as the router's."""
+    schema = json.loads((chart / "values.schema.json").read_text(encoding="utf-8"))
+    assert schema == merged(schema), "run make format"
+    kinds = schema["$defs"]
+    assert set(kinds["replica"]["properties"]) == set(kinds["config.Replica"]["properties"])
+    assert set(kinds["existing"]["properties"]) - {"podLabels"} == set(
+        kinds["config.KubernetesDiscovery"]["properties"]
+    )
+    assert len(kinds["config.Config"]["properties"]) > 10
 
 
 def test_values_are_all_in_the_schema(chart: Path) -> None:
