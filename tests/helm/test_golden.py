@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support import engine_flags
 
 from replica import agent
 from router import reload, serve
@@ -257,6 +258,34 @@ def test_engine_arguments(render: Render, example: str) -> None:
         tensor = int(flags.get("tp-size", flags.get("tensor-parallel-size", "1")))
         assert tensor * ranks == gpus
     assert seen == 1
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_engines_document_what_they_are_given(render: Render, kind: str, keyed: bool) -> None:
+    engine: dict[str, Any] = {
+        "name": "m", "kind": kind, "model": {"id": "org/m", "revision": "main", "servedName": "m"}, "gpus": 8,
+        "tensorParallel": 2, "dataParallel": 4, "blockSize": 32, "maxModelLen": 65536,
+    }  # fmt: skip
+    values: dict[str, Any] = {"engines": [engine, {"name": "n", "kind": kind, "model": {"id": "org/n"}}]}
+    if keyed:
+        values["engineApiKey"] = {"secretName": "engines"}
+    for pod in templates(render(values)):
+        container = pod["spec"]["containers"][0]
+        if container["name"] != "engine":
+            continue
+        found = engine_flags.parse(kind, container["args"])
+        allowed = engine_flags.VLLM_EVENTS if kind == "vllm" else engine_flags.SGLANG_EVENTS
+        assert set(found["kv-events-config"]) <= allowed
+        given = {variable["name"]: variable for variable in container["env"]}
+        assert ("VLLM_API_KEY" in given) is (keyed and kind == "vllm")
+        assert ("api-key" in found) is (keyed and kind == "sglang")
+        if "api-key" in found:
+            assert found["api-key"] == "$(ENGINE_API_KEY)"
+            assert given["ENGINE_API_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "engines", "key": "api-key"}
+            # Only /health is open with a key, and it must not generate.
+            assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+            assert given["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"]["value"] == "0"
 
 
 def test_watched_pods_are_not_listed_twice(render: Render, tmp_path: Path) -> None:
