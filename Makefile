@@ -44,6 +44,7 @@ lint: $(VENV)/dev ## ruff, mypy --strict, import rules, generated docs up to dat
 	$(BIN)/lint-imports
 	$(BIN)/python -m router.config.reference | diff -u docs/configuration.md -
 	$(BIN)/python -m router.observe.reference | diff -u docs/metrics.md -
+	$(BIN)/python -m router.config.schema --check helm/prefix-router/values.schema.json
 
 format: $(VENV)/dev ## format the code and regenerate the docs
 	$(BIN)/ruff format .

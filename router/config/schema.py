@@ -1,6 +1,6 @@
 """Writes the settings' JSON schema into the Helm chart, so that `helm install` refuses what the router would refuse.
 
-python -m router.config.schema helm/prefix-router/values.schema.json
+python -m router.config.schema [--check] helm/prefix-router/values.schema.json
 
 Definitions called `config.SECTION` are generated from router/config/model.py; the rest of the file is kept as it is.
 """
@@ -47,7 +47,16 @@ def merged(chart: dict[str, Any]) -> dict[str, Any]:
     return {**chart, "$defs": {**own, **definitions()}}
 
 
+def main(file: Path, *, check: bool) -> int:
+    """Write the definitions, or with `check` only say whether the file has them; returns the exit status."""
+    before = file.read_text(encoding="utf-8")
+    after = json.dumps(merged(json.loads(before)), indent=1) + "\n"
+    if check and after != before:
+        sys.stderr.write(f"{file} is not up to date: run make format\n")
+        return 1
+    file.write_text(after, encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    chart = merged(json.loads(file.read_text(encoding="utf-8")))
-    file.write_text(json.dumps(chart, indent=1) + "\n", encoding="utf-8")
+    sys.exit(main(Path(sys.argv[-1]), check="--check" in sys.argv))
