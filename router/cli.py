@@ -14,6 +14,7 @@ COMMANDS = {
     "keys": ("router.keys", "make API keys"),
     "agent": ("replica.agent", "run beside an engine: publish what its KV cache holds"),
     "explain": ("router.explain", "where a request would go now, and why"),
+    "sessions": ("router.sessions", "agents' sessions: steps, tokens reused and computed, prefix breaks"),
     "simulate": ("replica.simulator.command", "run simulated engines"),
     "loadtest": ("loadtest.command", "load an endpoint and report hit rate and latency"),
     "loadtest replay": (

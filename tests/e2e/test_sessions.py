@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import json
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from e2e.conftest import receipt
 from observe.mutations import body, sessions
+
+from router.cli import main
 
 SESSION = next(s for s in sessions() if s["source"].startswith("sierra") and len(s["steps"]) > 4)
 
@@ -148,3 +151,37 @@ async def test_pages(build) -> None:
     assert [one["session"] for one in newest] == [one["id"] for one in first["sessions"]]
     savings = (await admin(system, "/savings"))["savings"]
     assert [(one["tenant"], one["model"], one["steps"]) for one in savings] == [("", "sim", 5)]
+
+
+async def test_the_command_prints_sessions(build, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list, one session by its client's name with its steps and breaks, and what it says where there is none."""
+    system = await build()
+
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        status = await asyncio.to_thread(main, ["sessions", *arguments, "--url", system.admin_url])
+        return status, *capsys.readouterr()
+
+    assert await run() == (0, "no sessions are remembered\n", "")
+    await send(system, body(SESSION, 0), **{"x-session-id": "calm"})
+    for step in range(3):
+        content = body(SESSION, step)
+        content["messages"][0]["content"] = f"Now: 2026-03-01 10:00:0{step}\n" + content["messages"][0]["content"]
+        await send(system, content, **{"x-session-id": "agent 1/x"})
+    one = (await admin(system, "/sessions"))["sessions"][0]
+    _, shown, _ = await run()
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == [
+        each["id"] for each in (await admin(system, "/sessions"))["sessions"]
+    ]
+    assert "timestamp_or_counter x2" in shown
+    assert f"{one['prompt_tokens']:,}" in shown
+    _, shown, _ = await run("--broken")
+    assert len(shown.splitlines()) == 2
+    status, shown, _ = await run("agent 1/x")
+    assert status == 0
+    assert f"{one['prompt_tokens']:,} sent in 3 steps, {one['prefilled_tokens']:,} computed" in shown
+    assert "step 3: timestamp_or_counter in message 0, content, character 23: " in shown
+    assert "0000-00-00 00:00:00" in shown
+    assert json.loads((await run("agent 1/x", "--json"))[1])["id"] == one["id"]
+    status, _, said = await run("nobody")
+    assert status == 2
+    assert "no session 'nobody'" in said
