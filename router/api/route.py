@@ -10,6 +10,8 @@ from random import getrandbits
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from router.api.errors import ApiError, unknown_model
 from router.api.keys import OPEN, Grant
 from router.api.sessions import Naming
@@ -36,6 +38,7 @@ from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel, unread
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Attempt, Outcome, Target
+from router.proxy.watch import Usage
 from router.routing.placement import Facts, Placement, Sent
 from router.routing.pools import Pools
 from router.routing.ramp import ramped
@@ -231,6 +234,11 @@ def request_id(request: Request) -> str:
     return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else f"{getrandbits(64):016x}"
 
 
+def wants_comment(request: Request) -> bool:
+    """Whether the client asked for the receipt at the end of a stream, as an SSE comment."""
+    return request.header(b"x-prefix-router-receipt") == b"comment"
+
+
 class _Routed:
     """One request's plan (see proxy.forward.Plan): the decision, and the books kept on each try."""
 
@@ -354,7 +362,12 @@ class _Routed:
         body = self._body_with_ids(replica)
         if replica.info.kind == "vllm" and asks_report(self._parsed.body):
             body = without_report(self._request.body if body is None else body)
-        return Target(replica.id, self._route.origin_of(replica), rank, body, OVERLOAD[replica.info.kind])
+        closing = self._closing if wants_comment(self._request) and not self._grant.hides_matches else None
+        return Target(replica.id, self._route.origin_of(replica), rank, body, OVERLOAD[replica.info.kind], closing)
+
+    def _closing(self, usage: Usage | None) -> bytes:
+        assert self.seen is not None
+        return b": prefix-router " + msgspec.json.encode(self._route.observer.receipt(self.seen, usage)) + b"\n\n"
 
     def _body_with_ids(self, replica: Replica) -> bytes | None:
         prompt, info = self._prompt(replica).prompt, replica.info

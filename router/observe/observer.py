@@ -27,6 +27,7 @@ from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt
 from router.proxy.plan import Outcome
+from router.proxy.watch import Usage
 
 access_log = logging.getLogger("router.access")
 log = logging.getLogger("router.breaks")
@@ -167,7 +168,7 @@ class Observer:
         if outcome.attempts:
             dispatch.seconds["connect"] = sum(attempt.connect_s for attempt in outcome.attempts)
         answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
-        found = self._attribute(seen, outcome) if answered and dispatch.prompt.tokens else None
+        found = self._attribute(seen, outcome.usage) if answered and dispatch.prompt.tokens else None
         saved = 0.0
         if found is not None:
             rate = self._rate(dispatch.replica)
@@ -208,10 +209,9 @@ class Observer:
         for stage, taken in seconds.items():
             self.metrics.stage.labels(stage).observe(taken)
 
-    def receipt(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+    def receipt(self, seen: Seen, usage: Usage | None) -> dict[str, Any]:
         """What is known at the end of an answer, for those who asked for it."""
-        found = self._attribute(seen, outcome)
-        usage = outcome.usage
+        found = self._attribute(seen, usage)
         return {
             "request": seen.dispatch.request_id,
             "cached_tokens": usage.cached_tokens if usage is not None else None,
@@ -219,8 +219,8 @@ class Observer:
             "computed_tokens": found.tokens,
         }
 
-    def _attribute(self, seen: Seen, outcome: Outcome) -> Attribution:
-        dispatch, usage, step = seen.dispatch, outcome.usage, seen.step
+    def _attribute(self, seen: Seen, usage: Usage | None) -> Attribution:
+        dispatch, step = seen.dispatch, seen.step
         prompt, size = dispatch.prompt, dispatch.prompt.block_size
         cached = usage.cached_tokens if usage is not None else None
         at = (dispatch.matched if cached is None else cached) // size

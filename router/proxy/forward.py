@@ -275,7 +275,7 @@ class _Forwarding:
     ) -> None:
         response, outcome = self._response, self.outcome
         watch = ResponseWatcher(head.header(b"content-type"), head.header(b"content-encoding"))
-        relay = Relay(response, watch, head.framing)
+        relay = Relay(response, watch, head.framing, target.closing)
         headers = response_headers(head.headers) + self._plan.response_headers(target)
         length = head.length
         if head.framing is Framing.NONE and length is None and self._request.method != "HEAD":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,13 +14,15 @@ from router.proxy.watch import Usage
 @dataclass(frozen=True, slots=True)
 class Target:
     """A replica to send to. extra_headers are added to the client's own. body: sent in the place of the client's.
-    overload: the replica's status when its queue is full."""
+    overload: the replica's status when its queue is full. closing: makes an SSE comment for after the last event of a
+    stream that came whole, for clients that asked for one."""
 
     id: str
     origin: Origin
     extra_headers: Headers = field(default_factory=list)
     body: bytes | None = None
     overload: int = 503
+    closing: Callable[[Usage | None], bytes] | None = None
 
 
 @dataclass(slots=True)

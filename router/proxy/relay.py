@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from router.http.framing import LAST_CHUNK, chunk
 from router.http.response import Response
 from router.http.upstream_head import Framing
-from router.proxy.watch import ResponseWatcher
+from router.proxy.watch import ResponseWatcher, Usage
 
 _HOLD_BYTES = 64 * 1024
 
@@ -17,15 +18,24 @@ class Relay:
 
     Of an SSE answer, bytes after the last whole event are held back until the event is whole (no client could use
     them earlier), at most 64 kB. So a stream that breaks can be ended with a well-formed error event; one that breaks
-    within a longer event, and every other body, is broken off so that the client sees it.
+    within a longer event, and every other body, is broken off so that the client sees it. `closing` makes a comment for
+    the end of an SSE answer.
     """
 
-    __slots__ = ("_appendable", "_at_boundary", "_framed", "_held", "_held_bytes", "_response", "_watch")
+    __slots__ = ("_appendable", "_at_boundary", "_closing", "_framed", "_held", "_held_bytes", "_response", "_watch")
 
-    def __init__(self, response: Response, watch: ResponseWatcher, framing: Framing) -> None:
+    def __init__(
+        self,
+        response: Response,
+        watch: ResponseWatcher,
+        framing: Framing,
+        closing: Callable[[Usage | None], bytes] | None = None,
+    ) -> None:
         self._response = response
         self._watch = watch
-        self._framed = framing is Framing.CHUNKED and response.can_chunk
+        # A Content-Length body has no room for more, a compressed one no place.
+        self._closing = closing if watch.sse and not watch.encoded and framing is not Framing.LENGTH else None
+        self._framed = framing is Framing.CHUNKED and response.can_chunk and self._closing is None
         self._held: list[bytes] = []
         self._held_bytes = 0
         # A Content-Length body has no room for an error event.
@@ -64,6 +74,8 @@ class Relay:
     def finish(self) -> None:
         """The body came whole."""
         self._flush()
+        if self._closing is not None and self._at_boundary:
+            self._response.write(self._closing(self._watch.usage()))
         self._response.end()
 
     def fail(self, status: int, message: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from e2e.conftest import receipt
 from observe.mutations import body, sessions
+from openai import AsyncOpenAI
 
 from router.cli import main
 
@@ -185,3 +186,29 @@ async def test_the_command_prints_sessions(build, capsys: pytest.CaptureFixture[
     status, _, said = await run("nobody")
     assert status == 2
     assert "no session 'nobody'" in said
+
+
+async def test_the_receipt_at_the_end_of_a_stream(build) -> None:
+    """For who asks, after the last event, as a comment that the openai client skips; else nothing is added."""
+    system = await build(replicas=1)
+    content = {**body(SESSION, 1), "model": "sim", "max_tokens": 4, "stream": True, "temperature": 0}
+    content["stream_options"] = {"include_usage": True}
+    url = system.url + "/v1/chat/completions"
+    async with system.client.post(url, json=content) as answer:
+        plain = await answer.text()
+    await system.settled()
+    assert "prefix-router" not in plain
+    async with system.client.post(url, json=content, headers={"x-prefix-router-receipt": "comment"}) as answer:
+        told, closed = dict(answer.headers), await answer.text()
+    stream, mark, comment = closed.rpartition(": prefix-router ")
+    assert mark
+    assert stream.endswith("data: [DONE]\n\n")
+    assert stream.count("data: ") == plain.count("data: ")
+    said = json.loads(comment)
+    record = await admin(system, "/requests/" + told["x-prefix-router-request"])
+    assert said["request"] == record["id"]
+    assert said["cached_tokens"] == record["cached_tokens"] > 0
+    assert (said["cause"], said["computed_tokens"]) == (record["cause"], record["computed_tokens"])
+    async with AsyncOpenAI(base_url=system.url + "/v1", api_key="none") as client:
+        chunks = await client.chat.completions.create(**content, extra_headers={"x-prefix-router-receipt": "comment"})
+        assert [chunk async for chunk in chunks][-1].usage.prompt_tokens == record["prompt_tokens"]
