@@ -142,6 +142,7 @@ class Publication:
                     ready=not trouble,
                     trouble=trouble,
                     events=self._events(),
+                    stuck=self.writer.stuck,
                 )
             )
             await asyncio.sleep(self._interval)

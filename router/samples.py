@@ -67,6 +67,7 @@ def _shared(app: App) -> Iterator[Sample]:
         return
     yield "redis_up", (), float(shared.registry.health.trouble is None)
     yield "redis_routers", (), shared.share.routers
+    yield "redis_stuck_replicas", (), len(shared.stuck())
     if shared.mirror is not None:
         yield "mirror_bootstraps", (), shared.mirror.bootstraps
         yield "mirror_gaps", (), shared.mirror.gaps

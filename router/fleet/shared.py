@@ -116,6 +116,17 @@ class SharedIndex:
                 yield f"index mirror is {status.state}: {status.reason or 'reading what agents published'}"
         elif self.direct is not None and self.direct.health.trouble is not None:
             yield f"direct lookups fail: {self.direct.health.why}"
+        if self.registry.health.trouble is None:
+            for replica_id, why in self.stuck():
+                yield f"replica {replica_id}: its agent can't write what its cache holds: {why}"
+
+    def stuck(self) -> list[tuple[str, str]]:
+        """Replicas whose agents reach Redis but can't write to it, and why."""
+        return [
+            (record.replica_id, record.load.stuck)
+            for record in self._records.values()
+            if record.live and record.load is not None and record.load.stuck
+        ]
 
     def _own_work(self) -> dict[str, InFlight]:
         return {r.id: InFlight(r.load.pending_prefill, r.load.running) for r in self._fleet}

@@ -76,6 +76,7 @@ SCRAPED = {
         _gauge("event_lag_seconds", "From the engine's time stamp to the index, for the last batch.", "replica"),
         _gauge("redis_up", "1 if the last poll of Redis succeeded; with Redis only."),
         _gauge("redis_routers", "Other routers sharing the index; with Redis only."),
+        _gauge("redis_stuck_replicas", "Replicas whose agents reach Redis but can't write to it: is it full?"),
         _counter("mirror_bootstraps", "Times the mirror was read anew; with Redis only."),
         _counter("mirror_gaps", "Times the delta stream had a hole; with Redis only."),
         _gauge("index_blocks", "Distinct blocks in the index."),

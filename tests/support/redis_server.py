@@ -22,7 +22,7 @@ BINARIES: dict[str, str | None] = {"valkey": _valkey(), "redis7": shutil.which("
 
 
 class Server:
-    """One server process; `start` again after `stop` brings it back empty."""
+    """One server process; `start` again after `stop` brings it back empty, or with the dump that SAVE left."""
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.binary, self.folder = binary, folder

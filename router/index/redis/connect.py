@@ -8,7 +8,8 @@
 | redis+sentinel://host:26379,host2/service[/db]  | the primary that the sentinels name; rediss+sentinel:// for TLS|
 
 A password comes from the URL, or better from `password_file` or `password_env`, so that it stays out of the
-configuration. Timeouts are explicit and nothing is retried (redis-py's own default runs one slow script ten times).
+configuration. The file is read again for each new connection: a rotated password needs no restart. Timeouts are
+explicit and nothing is retried (redis-py's own default runs one slow script ten times).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
 
 from router.index.redis.store import Client, Store
 
@@ -58,9 +61,9 @@ def connect(
         raise RedisConfigError(f"redis ca_file, cert_file and key_file need a rediss:// url, not {parts.scheme}://")
     if key_file and not cert_file:
         raise RedisConfigError("redis key_file is set without cert_file; set both")
+    user = username or (unquote(parts.username) if parts.username else None)
+    secret = _password(parts, password, password_file, password_env)
     options: dict[str, Any] = {
-        "username": username or (unquote(parts.username) if parts.username else None),
-        "password": _password(parts, password, password_file, password_env),
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_timeout_s,
         "socket_read_size": 256 * 1024,
@@ -68,6 +71,10 @@ def connect(
         "protocol": 2,
         "max_connections": max_connections,
     }
+    if password_file:
+        options["credential_provider"] = _FilePassword(user, Path(password_file))
+    else:
+        options |= {"username": user, "password": secret}
     if tls:
         for name, path in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
             if path and not Path(path).is_file():
@@ -87,6 +94,27 @@ def connect(
     host, port = _address(parts)
     client = Redis(host=host, port=port, db=_database(parts.path.strip("/") or "0"), **options)
     return Store(_client(client), timeout_s=timeout_s)
+
+
+class _FilePassword(CredentialProvider):
+    """The password is read for each connection; a file that cannot be read counts as refused credentials."""
+
+    def __init__(self, username: str | None, path: Path) -> None:
+        self._username, self._path = username, path
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = _read(self._path)
+        except OSError as error:
+            raise AuthenticationError(f"password_file cannot be read: {error}") from error
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8").rstrip("\r\n")
 
 
 def _client(client: object) -> Client:
@@ -124,7 +152,7 @@ def _database(text: str) -> int:
 def _password(parts: SplitResult, given: str | None, file: str | None, env: str | None) -> str | None:
     if file:
         try:
-            return Path(file).read_text("utf-8").rstrip("\r\n")
+            return _read(Path(file))
         except OSError as error:
             raise RedisConfigError(f"redis password_file cannot be read: {error}") from error
     if env:

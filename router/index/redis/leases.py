@@ -38,6 +38,8 @@ class ReplicaLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     trouble: str = ""
     events: str = ""
     """Why the cache is not followed at the moment; empty when it is."""
+    stuck: str = ""
+    """Why changes of the cache can't be written to Redis although leases can (Redis is full); empty when they can."""
 
 
 _encoder = msgspec.json.Encoder()

@@ -147,6 +147,11 @@ class RedisWriter:
         if self._superseded:
             raise Superseded(self.replica_id)
 
+    @property
+    def stuck(self) -> str:
+        """Why changes wait although leases are renewed, as in a full Redis; empty when they don't."""
+        return "" if self._leasing.trouble else self._writing.why
+
     def status(self) -> WriterStatus:
         worst = self._writing if self._writing.trouble else self._leasing
         if self._superseded:
