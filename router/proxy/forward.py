@@ -114,6 +114,7 @@ class _Forwarding:
     __slots__ = (
         "_deadline",
         "_excluded",
+        "_fallen",
         "_headers",
         "_hold",
         "_plan",
@@ -140,6 +141,7 @@ class _Forwarding:
         self._plan = plan
         self._state = RetryState(policy, forwarder.budget)
         self._excluded: set[str] = set()
+        self._fallen: list[Target] = []
         self.started = time.monotonic()
         self._deadline = self.started + min(policy.total_s, within_s)
         self.errors: list[UpstreamError] = []
@@ -195,13 +197,19 @@ class _Forwarding:
                     continue
                 self._note(attempt, error)
                 if isinstance(error, ConnectionLost) or attempt.stale_retries:
-                    if verdict is Verdict.STOP and await self._plan.alive(target):
-                        verdict = self._state.acquit()
-                    else:
+                    self._fallen.append(target)
+                    if verdict is Verdict.STOP:
+                        verdict = await self._ask_the_fallen()
+                    if verdict is Verdict.STOP or len(self._fallen) == 1:
                         self._poison.lost(self._fingerprint(), target.id, now)
                 if verdict is Verdict.STOP or now >= self._deadline:
                     return None
                 return self._plan.next_target(self._excluded, error)
+
+    async def _ask_the_fallen(self) -> Verdict:
+        """Go on if those that failed under this request live: it is not what kills replicas."""
+        alive = await asyncio.gather(*(self._plan.alive(target) for target in self._fallen))
+        return self._state.acquit(alive.count(False))
 
     def _fingerprint(self) -> int:
         return self._poison.fingerprint(self._request.path, self._request.body)
@@ -228,15 +236,12 @@ class _Forwarding:
             answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
             failure = self._failure(target, connection, answer)
-            # Of two replicas that failed over it this one still answers: more likely it is they that are unwell.
-            if (
-                failure is None
-                and engine_failed(connection, answer)
-                and self._state.may_go_on(time.monotonic())
-                and await self._plan.alive(target)
-                and self._state.acquit() is Verdict.NEXT
-            ):
-                failure = f"answered {answer.status}"
+            if engine_failed(connection, answer):
+                self._fallen.append(target)
+                # Those that failed over it still answer: more likely it is they that are unwell.
+                go_on = failure is None and self._state.may_go_on(time.monotonic())
+                if go_on and await self._ask_the_fallen() is Verdict.NEXT:
+                    failure = f"answered {answer.status}"
             full = answer.status == target.overload
             if failure is not None or (self._hold and full):
                 error = StatusFailure(failure or f"answered {answer.status}", answer.status, overload=full)

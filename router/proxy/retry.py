@@ -101,10 +101,11 @@ class RetryState:
         """Whether another target may be tried at all."""
         return self.attempts < self._policy.max_attempts and not self._budget.spent(now)
 
-    def acquit(self) -> Verdict:
-        """The present target outlived the loss of its connection: the request is not what kills replicas."""
-        self._lost = 0
-        return Verdict.NEXT if self.attempts < self._policy.max_attempts else Verdict.STOP
+    def acquit(self, dead: int) -> Verdict:
+        """Of the targets that failed under the request `dead` don't answer any more: it killed no others."""
+        self._lost = dead
+        allowed = dead <= self._policy.max_lost and self.attempts < self._policy.max_attempts
+        return Verdict.NEXT if allowed else Verdict.STOP
 
     def backoff_s(self) -> float:
         """Seconds to wait before the next target is tried: none unless the last failure repeats an earlier one."""

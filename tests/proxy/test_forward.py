@@ -166,6 +166,15 @@ async def test_a_replica_that_outlives_a_lost_connection_acquits_the_request(ups
     assert (await router.post()).startswith(b"HTTP/1.1 502 ")
 
 
+@pytest.mark.parametrize(("survivors", "status"), [({"r0"}, 200), ({"r1"}, 200), (set(), 502)])
+async def test_only_those_that_died_under_a_request_speak_against_it(upstream, route, survivors, status):
+    """Two connections are lost. If only one of the replicas is gone, the third is tried."""
+    ups = [await upstream(kill_before_head) for _ in range(2)]
+    router = await route(*ups, await upstream(ok))
+    router.survivors.update(survivors)
+    assert (await router.post()).startswith(b"HTTP/1.1 %d " % status)
+
+
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (kill_before_head, 502), (busy, 503)])
 async def test_exhausted(upstream, route, fault, status):
     up = await upstream(fault)
