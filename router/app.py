@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router.api import status
 from router.api.admin import Admin
@@ -22,6 +22,7 @@ from router.api.route import Route
 from router.api.turn import Turns
 from router.asking import AskedReplicas
 from router.catalog import SMALLEST_BLOCK, Catalog
+from router.config.load import ConfigError
 from router.config.model import Config
 from router.credentials import Credentials
 from router.fleet.feeds import Feeds
@@ -69,6 +70,9 @@ from router.sharing import share_sessions
 from router.sources import make_sources
 from router.trust import Trust
 from router.warmup import Warmup
+
+if TYPE_CHECKING:
+    from router.observe.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +180,8 @@ class App:
             send_token_ids=config.prompt.send_token_ids,
             read_always=config.observe.prompts == "always",
         )
+        self.tracing = _tracing() if config.observe.traces else None
+        self.route.tracing = self.tracing
         self.api = Api(
             self.fleet,
             self.route,
@@ -268,6 +274,8 @@ class App:
         self.pool.close()
         self.prompts.close()
         await self.admin.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     def hurry(self) -> None:
         """Don't wait any longer: what still runs while this router stops is cut."""
@@ -369,3 +377,11 @@ class App:
             self.outliers.tick()
             self.room.tick()
             self.admission.pump()
+
+
+def _tracing() -> Tracing:
+    try:
+        from router.observe.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"observe.traces: {error}: run `pip install 'prefix-router[otel]'`") from None
+    return Tracing()

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from random import getrandbits
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -44,6 +44,9 @@ from router.routing.pools import Pools
 from router.routing.ramp import ramped
 from router.routing.sticky import StickyTable
 from router.routing.types import Candidate, Decision, Policy
+
+if TYPE_CHECKING:
+    from router.observe.tracing import Traced, Tracing
 
 NEEDS_MODEL = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.EMBEDDINGS}
@@ -107,6 +110,8 @@ class Route:
         self.read_always = read_always
         self.naming = naming
         self.pools = pools
+        self.tracing: Tracing | None = None
+        """Set where requests are traced."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -120,6 +125,21 @@ class Route:
 
         `took`: the time of each stage so far.
         """
+        if self.tracing is None:
+            await self._serve(request, response, parsed, took, grant, None)
+        else:
+            with self.tracing.request(request, took) as traced:
+                await self._serve(request, response, parsed, took, grant, traced)
+
+    async def _serve(
+        self,
+        request: Request,
+        response: Response,
+        parsed: ApiRequest,
+        took: Took,
+        grant: Grant,
+        traced: Traced | None,
+    ) -> None:
         replicas = self._able(parsed)
         assert replicas[0].info is not None
         await self.prompts.check_ids(parsed, parsed.model or replicas[0].info.models[0])
@@ -136,7 +156,7 @@ class Route:
                             known[kind] = _Known(each.prompt, await self.feeds.lookup(each.prompt.chain))
                     replicas = self._able(parsed, known)
                     took.lap("queue")
-                routed = _Routed(self, request, parsed, replicas, known, grant, took, turn)
+                routed = _Routed(self, request, parsed, replicas, known, grant, took, turn, traced=traced)
                 if before is not None:
                     routed.seen, routed.request_id = before.seen, before.request_id
                 took.lap("decide")
@@ -156,6 +176,8 @@ class Route:
             if state is not None:
                 self.sticky.keep(state, outcome.target_id)
         self._note(parsed, routed, outcome)
+        if traced is not None and (record := self.observer.recent.get(routed.request_id)) is not None:
+            traced.told(record)
 
     async def explain(self, request: Request, parsed: ApiRequest) -> dict[str, Any]:
         """What would be decided about a request now, and why; nothing is sent, counted or remembered. Raises ApiError.
@@ -258,6 +280,7 @@ class _Routed:
         "_sent",
         "_sent_before",
         "_took",
+        "_traced",
         "_turn",
         "request_id",
         "seen",
@@ -274,7 +297,9 @@ class _Routed:
         took: Took,
         turn: Turn,
         policy: Policy | None = None,
+        traced: Traced | None = None,
     ) -> None:
+        self._traced = traced
         self.request_id = request_id(request)
         self.seen: Seen | None = None
         self._took = took
@@ -358,12 +383,15 @@ class _Routed:
         replica = next((c for c in left if c.replica.health is Health.UP and c.replica.breaker.admits), left[0]).replica
         assert replica.info is not None
         self._reason = self._decision.reason if last_error is None else "retry"
-        rank = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
+        headers = [] if replica.rank is None else [(b"x-data-parallel-rank", b"%d" % replica.rank)]
+        if self._traced is not None:
+            headers += self._traced.sending(replica.id)
         body = self._body_with_ids(replica)
         if replica.info.kind == "vllm" and asks_report(self._parsed.body):
             body = without_report(self._request.body if body is None else body)
-        closing = self._closing if wants_comment(self._request) and not self._grant.hides_matches else None
-        return Target(replica.id, self._route.origin_of(replica), rank, body, OVERLOAD[replica.info.kind], closing)
+        asked = wants_comment(self._request) and self._read and not self._grant.hides_matches
+        closing = self._closing if asked else None
+        return Target(replica.id, self._route.origin_of(replica), headers, body, OVERLOAD[replica.info.kind], closing)
 
     def _closing(self, usage: Usage | None) -> bytes:
         assert self.seen is not None
@@ -553,6 +581,8 @@ class _Routed:
 
     def on_end(self, target: Target, attempt: Attempt) -> None:
         """Whatever happened, the work is no longer there."""
+        if self._traced is not None:
+            self._traced.sent(attempt)
         if self._sent is not None:
             self._sent.ended(monotonic())
             self._sent = None

@@ -460,6 +460,13 @@ class Observe(Section):
     break_text: Annotated[
         bool, _d("Show real text at prefix breaks, not only its shape (aaa 000): keeps beginnings of texts in memory.")
     ] = False
+    traces: Annotated[
+        bool,
+        _d(
+            "Send OpenTelemetry traces (pip install 'prefix-router[otel]'); OTEL_EXPORTER_OTLP_ENDPOINT and its like say "
+            "where to."
+        ),
+    ] = False
 
 
 class Shutdown(Section):

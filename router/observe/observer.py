@@ -165,8 +165,6 @@ class Observer:
     def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
         """The request is over. `status`: what the client got, 499 if it left."""
         dispatch, step, session = seen.dispatch, seen.step, seen.session
-        if outcome.attempts:
-            dispatch.seconds["connect"] = sum(attempt.connect_s for attempt in outcome.attempts)
         answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
         found = self._attribute(seen, outcome.usage) if answered and dispatch.prompt.tokens else None
         saved = 0.0
@@ -206,6 +204,8 @@ class Observer:
         if outcome.ttft_s is not None:
             bucket.answered += 1
             bucket.ttft_s += outcome.ttft_s
+        if outcome.attempts:
+            seconds["connect"] = sum(attempt.connect_s for attempt in outcome.attempts)
         for stage, taken in seconds.items():
             self.metrics.stage.labels(stage).observe(taken)
 
