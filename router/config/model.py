@@ -463,7 +463,7 @@ class Observe(Section):
     traces: Annotated[
         bool,
         _d(
-            "Send OpenTelemetry traces (pip install 'prefix-router[otel]'); OTEL_EXPORTER_OTLP_ENDPOINT and its like say "
+            "Send OpenTelemetry traces (pip install 'prefix-router[otel]'); OTEL_EXPORTER_OTLP_ENDPOINT and such say "
             "where to."
         ),
     ] = False
