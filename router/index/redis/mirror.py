@@ -42,10 +42,10 @@ PAGE = 2048
 """Hashes read in one step of the bootstrap: about 1 ms of Redis and of the loop."""
 ENTRIES = 100
 """Stream entries read in one step."""
-TURN = 4096
-"""Hashes applied before the loop gets a turn: about 1 ms."""
+TURN = 2048
+"""Hashes applied before the loop gets a turn: about 0.5 ms."""
 BLOCK_MS = 500
-SWEEP_BUDGET = 8192
+SWEEP_BUDGET = 4096
 
 
 class StreamGap(Exception):
