@@ -1,7 +1,7 @@
 """How long a router's loop is held up while its mirror reads a large index: at start, and again over a full mirror.
 
 8 replicas with 80,000 blocks each in a real Valkey, written by another process, a quarter of them shared. A stall is
-the CPU time of the loop's thread between two turns of a task that does nothing else, which other processes don't add to.
+the CPU time of the loop's thread between two turns of a task that does nothing else, not of other processes.
 Run as a script; `--blocks N` for another number of blocks a replica.
 """
 
