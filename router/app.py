@@ -21,7 +21,7 @@ from router.api.report import Report
 from router.api.route import Route
 from router.api.turn import Turns
 from router.asking import AskedReplicas
-from router.catalog import SMALLEST_BLOCK, Catalog
+from router.catalog import Catalog
 from router.config.load import ConfigError
 from router.config.model import Config
 from router.credentials import Credentials
@@ -361,10 +361,8 @@ class App:
         replica = self.fleet.get(entry.partition("\0")[0])
         if replica is None or replica.health is not Health.UP:
             return GONE
-        spec = self.catalog.specs.get(replica.info.models[0]) if replica.info is not None else None
-        size = spec.block_size if spec is not None else SMALLEST_BLOCK
-        blocks = (replica.info.kv_tokens or 0) // size if replica.info is not None else 0
-        return Standing(False, bool(replica.distrust), *self.feeds.history(entry), blocks)
+        tokens = (replica.info.kv_tokens or 0) if replica.info is not None else 0
+        return Standing(False, bool(replica.distrust), *self.feeds.history(entry), tokens)
 
     async def _sweep(self) -> None:
         while True:

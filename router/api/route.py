@@ -573,7 +573,7 @@ class _Routed:
         self._judge.answered(replica, status)
         if status < 400 and self._read:
             prompt = self._prompt(replica).prompt
-            self._route.feeds.answered(replica, prompt.chain, prompt.exact)
+            self._route.feeds.answered(replica, prompt.chain, prompt.block_size, prompt.exact)
 
     async def alive(self, target: Target) -> bool:
         """Asked after a lost connection, and when a second engine failed over the request."""

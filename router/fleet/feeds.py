@@ -65,7 +65,7 @@ class Feeds:
         self.index.add_replica(_shadow_id(replica.id))
         source = self._sources.get(replica.id)
         if source is None:
-            capacity = (replica.info.kv_tokens or 0) // block_size or self._shadow_blocks
+            capacity = replica.info.kv_tokens or self._shadow_blocks * block_size
             source = self._sources[replica.id] = _Source(ShadowCache(capacity))
         # A replica that was away may have restarted: its modelled cache starts empty, its events tell for themselves.
         self.index.apply(_shadow_id(replica.id), source.shadow.clear())
@@ -147,11 +147,11 @@ class Feeds:
         direct = self.shared is not None and self._owns_slots
         self.index.predict(_entry(replica, exact), chain if direct else chain[held.blocks - held.predicted :])
 
-    def answered(self, replica: Replica, chain: Sequence[int], exact: bool) -> None:
+    def answered(self, replica: Replica, chain: Sequence[int], block_size: int, exact: bool) -> None:
         """`replica` has begun to answer the prompt: a modelled cache now has it; events tell for themselves."""
         source = self._sources.get(replica.id)
         if source is not None and not _followed(replica, exact):
-            self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain))
+            self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain, block_size))
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Per replica: its event feed's state and counters, and how many blocks the index has for it."""

@@ -13,28 +13,35 @@ from router.index.types import Delta, Tier
 
 
 class ShadowCache:
-    """At most `capacity_blocks` keys, least recently used first out; of one chain the tail goes before the head."""
+    """Blocks of at most `capacity_tokens`, least recently used first out; of one chain the tail goes before the head."""
 
-    def __init__(self, capacity_blocks: int) -> None:
-        if capacity_blocks < 1:
-            raise ValueError(f"capacity_blocks must be at least 1, got {capacity_blocks}")
-        self.capacity_blocks = capacity_blocks
-        self._keys: OrderedDict[int, None] = OrderedDict()
+    def __init__(self, capacity_tokens: int) -> None:
+        if capacity_tokens < 1:
+            raise ValueError(f"capacity_tokens must be at least 1, got {capacity_tokens}")
+        self.capacity_tokens = capacity_tokens
+        self.tokens = 0
+        self._keys: OrderedDict[int, int] = OrderedDict()
+        """Key -> tokens of its block."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def touch(self, chain: Sequence[int]) -> Delta:
+    def touch(self, chain: Sequence[int], block_size: int) -> Delta:
         """A prompt with this chain went to the replica; what that stores and evicts. A longer chain is cut."""
         keys = self._keys
         stored: list[int] = []
-        for key in reversed(chain[: self.capacity_blocks]):
+        for key in reversed(chain[: self.capacity_tokens // block_size]):
             if key in keys:
                 keys.move_to_end(key)
             else:
                 stored.append(key)
-                keys[key] = None
-        dropped = [keys.popitem(last=False)[0] for _ in range(len(keys) - self.capacity_blocks)]
+                keys[key] = block_size
+        self.tokens += len(stored) * block_size
+        dropped: list[int] = []
+        while self.tokens > self.capacity_tokens:
+            key, size = keys.popitem(last=False)
+            self.tokens -= size
+            dropped.append(key)
         stored.reverse()
         delta = Delta()
         if stored:
@@ -46,6 +53,7 @@ class ShadowCache:
     def clear(self) -> Delta:
         """Forget everything, as after a restart."""
         self._keys = OrderedDict()
+        self.tokens = 0
         return Delta(cleared=True)
 
     def snapshot(self) -> Delta:

@@ -263,7 +263,7 @@ class Observer:
         if found is not None:
             metrics.causes.labels(found.cause).inc()
             metrics.reused_tokens.inc(found.reused)
-            self.past.computed(dispatch.entry, (dispatch.prompt.tokens - found.reused) // dispatch.prompt.block_size)
+            self.past.computed(dispatch.entry, dispatch.prompt.tokens - found.reused)
             for cause, tokens in found.tokens.items():
                 metrics.computed_tokens.labels(cause).inc(tokens)
             bucket.prompt_tokens += dispatch.prompt.tokens

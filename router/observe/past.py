@@ -24,7 +24,7 @@ class Standing(NamedTuple):
     """How a replica's cache is known now. `gone`: it takes no requests; `distrusted`: other token ids.
 
     `clears`: times all that was known of it was forgotten; of them `restarts` because the engine restarted, `losses`
-    because events were lost, the others because the engine was told to. `blocks`: its size, 0 if unknown.
+    because events were lost, the others because the engine was told to. `tokens`: its size, 0 if unknown.
     """
 
     gone: bool = False
@@ -32,14 +32,14 @@ class Standing(NamedTuple):
     clears: int = 0
     restarts: int = 0
     losses: int = 0
-    blocks: int = 0
+    tokens: int = 0
 
 
 GONE = Standing(gone=True)
 
 
 class _Sending(NamedTuple):
-    """One prompt sent. `at`: in sendings; `computed`: blocks computed on that replica by then."""
+    """One prompt sent. `at`: in sendings; `computed`: tokens computed on that replica by then."""
 
     replica_id: str
     standing: Standing
@@ -101,11 +101,11 @@ class Past:
         self._sent.put(kept[known - 1 :] if same else kept, sending)
         self._asked = None
 
-    def computed(self, replica_id: str, blocks: int) -> None:
-        """The replica computed so many blocks of a prompt."""
+    def computed(self, replica_id: str, tokens: int) -> None:
+        """The replica computed so many tokens of a prompt."""
         if len(self._computed) > _MAX_REPLICAS:
             self._computed.clear()
-        self._computed[replica_id] = self._computed.get(replica_id, 0) + blocks
+        self._computed[replica_id] = self._computed.get(replica_id, 0) + tokens
 
     def known(self, chain: Sequence[int]) -> int:
         """Leading blocks of `chain` that were in a prompt sent before; up to 7 too few."""
@@ -135,7 +135,7 @@ class Past:
         ):
             cause = Cause.EVICTED
         else:
-            overrun = self._computed.get(replica_id, 0) - sending.computed > now.blocks > 0
+            overrun = self._computed.get(replica_id, 0) - sending.computed > now.tokens > 0
             cause = Cause.EVICTED if overrun else Cause.STALE
         return Lost(cause, replica_id)
 

@@ -1,6 +1,7 @@
 """Keys for prompts whose ids can't be known: chunks of the request's own text.
 
-Four bytes of text count as one token. The text is canonical: tools, then each message's role and content in order,
+Four bytes of text count as one token, and four of the model's blocks are one chunk: 256 bytes for blocks of 16. Text keys
+only have to tell how far prompts agree, and each key costs a look in the index. The text is canonical: tools, then each message's role and content in order,
 as compact JSON, nothing rendered. Requests that grow by appending share their first chunks, which is all that routing
 needs; such a chain never equals one of token ids, because its root is mixed with a marker.
 """
@@ -16,6 +17,8 @@ from router.blocks import TOKEN_BYTES, mix
 from router.prompt.requests import ApiRequest, Endpoint
 
 _encode = msgspec.json.Encoder().encode
+CHUNK_BLOCKS = 4
+"""Blocks of the model to a chunk of text."""
 # A data URL or inline image is replaced by its hash, a picture being worth more bytes than its tokens.
 _LONG_DATA = 512
 _MEDIA_KEYS = frozenset({"url", "data", "image_url", "image", "video_url", "audio_url", "file_data"})

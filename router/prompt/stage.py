@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from router.blocks import TOKEN_BYTES, root
-from router.prompt.approximate import approximate_root, canonical_text
+from router.prompt.approximate import CHUNK_BLOCKS, approximate_root, canonical_text
 from router.prompt.chains import ChainCache
 from router.prompt.conversation import Inexact
 from router.prompt.model import ChatModel
@@ -70,7 +70,7 @@ class Prompt:
     """What routing gets to know of a prompt.
 
     `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.
-    `chain`: hashes of the (first) prompt's full blocks. `ids`: the first prompt's ids, packed; None if unknown.
+    `chain`: hashes of the (first) prompt's full blocks of `block_size` tokens: the model's, or of text. `ids`: the first prompt's ids, packed; None if unknown.
     `reason`: why the chain is approximate, a short slug; None if exact; UNREAD: nobody asked for a chain.
     """
 
@@ -268,6 +268,7 @@ class PromptStage:
             text = canonical_text(request)
         except RecursionError:  # nested deeper than text can be taken from: routed by load
             text = b""
-        chain = await self._chain(approximate_root(start), text, spec.block_size)
+        size = CHUNK_BLOCKS * spec.block_size
+        chain = await self._chain(approximate_root(start), text, size)
         took.lap("hash")
-        return Prompt(len(text) // TOKEN_BYTES, chain, spec.block_size, False, reason)
+        return Prompt(len(text) // TOKEN_BYTES, chain, size, False, reason)

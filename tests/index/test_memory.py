@@ -139,13 +139,14 @@ def test_the_overlay_is_bounded() -> None:
 
 @given(
     capacity=st.integers(1, 6),
+    size=st.integers(1, 3),
     prompts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), max_size=20),
 )
-def test_the_shadow_cache_is_an_lru_that_keeps_heads(capacity: int, prompts: list[tuple[int, int]]) -> None:
-    shadow, mirror = ShadowCache(capacity), set[int]()
+def test_the_shadow_cache_is_an_lru_that_keeps_heads(capacity: int, size: int, prompts: list[tuple[int, int]]) -> None:
+    shadow, mirror = ShadowCache(capacity * size), set[int]()
     for start, length in prompts:
         chain = list(range(10 * start, 10 * start + length))
-        delta = shadow.touch(chain)
+        delta = shadow.touch(chain, size)
         new, gone = delta.stored.get(Tier.DEVICE, []), delta.dropped.get(Tier.DEVICE, [])
         assert not set(new) & mirror
         assert set(gone) <= mirror
@@ -154,6 +155,17 @@ def test_the_shadow_cache_is_an_lru_that_keeps_heads(capacity: int, prompts: lis
         assert len(mirror) == len(shadow) <= capacity
         for key in mirror:
             assert key % 10 == 0 or key - 1 in mirror, "the tail goes before the head"
+        assert shadow.tokens == len(shadow) * size
     assert set(shadow.snapshot().stored.get(Tier.DEVICE, [])) == mirror
     assert shadow.clear().cleared
     assert len(shadow) == 0
+
+
+def test_the_shadow_cache_counts_blocks_by_their_size() -> None:
+    shadow = ShadowCache(64)
+    shadow.touch([1, 2], 16)
+    assert shadow.touch([3], 32).dropped == {}
+    assert shadow.touch([4], 16).dropped == {Tier.DEVICE: [2]}, "16 tokens too many: the first chain's tail goes"
+    assert shadow.tokens == 64
+    assert shadow.touch([5, 6], 64).stored == {Tier.DEVICE: [5]}
+    assert (len(shadow), shadow.tokens) == (1, 64)
