@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench docs soak clean
+.PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench bench-peers docs soak clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
@@ -55,6 +55,9 @@ format: $(VENV)/dev ## format the code and regenerate the docs
 
 bench: $(VENV)/dev ## micro-benchmarks: index, prompt stage, proxy
 	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+bench-peers: $(VENV)/dev ## what a request costs here and in nginx, sglang-router, smg, vllm-router (minutes; installs them once)
+	$(BIN)/python tests/bench/peers.py --markdown docs/benchmarks/router-cost.md
 
 fuzz-requests: $(VENV)/dev ## a million fuzzed requests against a router process, with figures
 	$(BIN)/python tests/fuzz/run.py --requests $(or $(REQUESTS),1000000)
