@@ -13,7 +13,7 @@ from router.index.types import Delta, Tier
 
 
 class ShadowCache:
-    """Blocks of at most `capacity_tokens`, least recently used first out; of one chain the tail goes before the head."""
+    """At most `capacity_tokens` in blocks, least recently used first out; a chain's tail before its head."""
 
     def __init__(self, capacity_tokens: int) -> None:
         if capacity_tokens < 1:

@@ -1,9 +1,10 @@
 """Keys for prompts whose ids can't be known: chunks of the request's own text.
 
-Four bytes of text count as one token, and four of the model's blocks are one chunk: 256 bytes for blocks of 16. Text keys
-only have to tell how far prompts agree, and each key costs a look in the index. The text is canonical: tools, then each message's role and content in order,
-as compact JSON, nothing rendered. Requests that grow by appending share their first chunks, which is all that routing
-needs; such a chain never equals one of token ids, because its root is mixed with a marker.
+Four bytes of text count as one token, and four of the model's blocks are one chunk: 256 bytes for blocks of 16. Text
+keys only have to tell how far prompts agree, and each key costs a look in the index. The text is canonical: tools,
+then each message's role and content in order, as compact JSON, nothing rendered. Requests that grow by appending
+share their first chunks, which is all that routing needs; such a chain never equals one of token ids, because its
+root is mixed with a marker.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Prompt:
     """What routing gets to know of a prompt.
 
     `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.
-    `chain`: hashes of the (first) prompt's full blocks of `block_size` tokens: the model's, or of text. `ids`: the first prompt's ids, packed; None if unknown.
+    `chain`: hashes of the (first) prompt's full blocks of `block_size` tokens: the model's, or of text. `ids`: the
+    first prompt's ids, packed; None if unknown.
     `reason`: why the chain is approximate, a short slug; None if exact; UNREAD: nobody asked for a chain.
     """
 
