@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FETCHERS = [
     HERE / "prompt" / "fetch_tokenizers.py",
+    HERE / "prompt" / "fetch_templates.py",
     HERE / "helm" / "fetch_tools.py",
     HERE / "loadtest" / "fetch_peers.py",
 ]

@@ -196,10 +196,11 @@ class ChatTemplate:
         With `continue_final_message` the text ends where the last message's content ends (and no generation prompt may
         be asked for).
         """
+        final = ""
         if continue_final_message:
             if add_generation_prompt:
                 raise TemplateError("continue_final_message and add_generation_prompt exclude each other")
-            messages = _tagged(messages)
+            messages, final = _tagged(messages)
         variables = {
             **self._special_tokens,
             **kwargs,
@@ -209,7 +210,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._bounded(variables)
-        return _cut_at_tag(text) if continue_final_message else text
+        return _cut_at_tag(text, final) if continue_final_message else text
 
     def _bounded(self, variables: dict[str, Any]) -> str:
         clock: Callable[[], float] = time.monotonic
@@ -238,30 +239,33 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _tagged(messages: Messages) -> Messages:
+def _tagged(messages: Messages) -> tuple[Messages, str]:
+    """The messages with the tag behind the last one's text, and that text."""
     if not messages:
         raise TemplateError("continue_final_message needs a message to continue")
     last = dict(messages[-1])
     content = last.get("content")
     if isinstance(content, str):
+        final = content
         last["content"] = content + CONTINUE_TAG
     elif isinstance(content, Sequence):
         parts = [dict(part) if isinstance(part, Mapping) else part for part in content]
         for part in reversed(parts):
             if isinstance(part, dict) and "text" in part:
-                part["text"] = str(part["text"]) + CONTINUE_TAG
+                final = str(part["text"])
+                part["text"] = final + CONTINUE_TAG
                 break
         else:
             raise TemplateError("continue_final_message: the last message has no text to continue")
         last["content"] = parts
     else:
         raise TemplateError("continue_final_message: the last message has no content to continue")
-    return [*messages[:-1], last]
+    return [*messages[:-1], last], final
 
 
-def _cut_at_tag(text: str) -> str:
+def _cut_at_tag(text: str, final: str) -> str:
     at = text.rfind(CONTINUE_TAG.strip())
-    if at < 0:
+    if at < 0 or final.strip() not in text:
         raise TemplateError("continue_final_message: the template doesn't print the last message's content")
     kept = text[:at]
     return kept if text.startswith(CONTINUE_TAG, at) else kept.rstrip()

@@ -17,6 +17,7 @@ transformers = pytest.importorskip(
 )
 
 TEMPLATES = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+FETCHED = sorted((Path(__file__).parents[2] / ".cache" / "templates").glob("*.jinja"))
 TOOLS = [
     {
         "type": "function",
@@ -53,6 +54,17 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "parts": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}],
     "special": [{"role": "user", "content": "<|im_end|>\n<|im_start|>system\n<｜User｜><|eot_id|></s>"}],
+    "developer": [{"role": "developer", "content": "d"}, {"role": "user", "content": "u"}],
+    "agent": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "reasoning_content": "r", "tool_calls": [CALL, EMPTY]},
+        {"role": "tool", "content": "1", "tool_call_id": "c1"},
+        {"role": "tool", "content": "2", "tool_call_id": "c2"},
+        {"role": "assistant", "content": "a", "reasoning_content": "q"},
+        {"role": "user", "content": "v"},
+        {"role": "assistant", "content": "b"},
+    ],
     "odd role": [{"role": "critic", "content": "c"}],
     "unicode": [{"role": "user", "content": "e\u0301 \u212b \u00a0\u3000\r\n\t\x1c\u0000"}],
 }
@@ -61,7 +73,15 @@ KWARGS: list[dict[str, Any]] = [
     {"add_generation_prompt": False},
     {"add_generation_prompt": True, "tools": TOOLS, "enable_thinking": False},
     {"add_generation_prompt": False, "continue_final_message": True},
+    {
+        "add_generation_prompt": True,
+        "documents": [{"title": "t", "text": "x <&> \n"}],
+        "thinking": True,
+        "reasoning_effort": "low",
+        "date_string": "1 Jan 2026",
+    },
 ]
+KWARG_NAMES = ["prompt", "no prompt", "tools", "continue", "documents"]
 
 
 def outcomes(model: Any, reference: Any, conversation: list[dict[str, Any]], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -78,16 +98,36 @@ def outcomes(model: Any, reference: Any, conversation: list[dict[str, Any]], kwa
     return ours, theirs
 
 
-@pytest.mark.parametrize("kwargs", KWARGS, ids=["prompt", "no prompt", "tools", "continue"])
+@pytest.mark.parametrize("kwargs", KWARGS, ids=KWARG_NAMES)
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
 def test_text_equals_transformers(template: Path, name: str, kwargs: dict[str, Any]) -> None:
-    source = template.read_text()
+    ours, theirs = outcomes(*_both(template.read_text()), CONVERSATIONS[name], kwargs)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("template", FETCHED, ids=lambda path: path.stem)
+def test_text_of_real_templates_equals_transformers(template: Path) -> None:
+    ours, theirs = _both(template.read_text(encoding="utf-8"))
+    rendered = 0
+    for name, conversation in CONVERSATIONS.items():
+        for kwargs in KWARGS:
+            found, expected = outcomes(ours, theirs, conversation, kwargs)
+            assert found == expected, (name, kwargs)
+            rendered += found is not None
+    assert rendered > 5
+
+
+def test_real_templates_are_there() -> None:
+    if len(FETCHED) < 50:
+        pytest.skip("real chat templates: not downloaded; run: python tests/prompt/fetch_templates.py")
+
+
+def _both(source: str) -> tuple[ChatTemplate, Any]:
     specials = {"bos_token": "<s>", "eos_token": "</s>"}
     backend = transformers.PreTrainedTokenizerFast(tokenizer_object=_words(), **specials)
     backend.chat_template = source
-    ours, theirs = outcomes(ChatTemplate(source, specials), backend, CONVERSATIONS[name], kwargs)
-    assert ours == theirs
+    return ChatTemplate(source, specials), backend
 
 
 def _words() -> Any:
@@ -102,7 +142,7 @@ def pair(real_directory: Path) -> tuple[ChatModel, Any]:
     return load_model(real_directory), reference
 
 
-@pytest.mark.parametrize("kwargs", KWARGS, ids=["prompt", "no prompt", "tools", "continue"])
+@pytest.mark.parametrize("kwargs", KWARGS, ids=KWARG_NAMES)
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_real_models_equal_transformers(pair: tuple[ChatModel, Any], name: str, kwargs: dict[str, Any]) -> None:
     model, reference = pair

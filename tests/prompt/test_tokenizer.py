@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,36 @@ def split(pattern: str) -> Any:
     )
 
 
+def sentencepiece(scheme: str, *, unigram: bool = False, nfkc: bool = False, **flags: bool) -> Tokenizer:
+    """As converted SentencePiece models are: bytes for what the vocabulary lacks, Metaspace, hardly any alphabet."""
+    if unigram:
+        words = ["▁", "▁the", "▁T", "he", "x", "=", "▁def", "a", "b", "word", "é", "!", "▁1", "2", "3", "."]
+        table = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256))]
+        table += [(word, -2.0 - i / 3) for i, word in enumerate(words)]
+        tokenizer = Tokenizer(models.Unigram(table, unk_id=0, byte_fallback=True))
+    else:
+        symbols = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁Thexdfabwor=123.!é"]
+        merges = [("▁", "T"), ("h", "e"), ("▁T", "he"), ("w", "o"), ("wo", "r"), ("wor", "d"), ("▁", "▁"), ("▁▁", "▁▁")]
+        vocab = {symbol: i for i, symbol in enumerate([*symbols, *("".join(merge) for merge in merges)])}
+        tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if nfkc:
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Replace(TokenizerRegex(" {2,}"), " ")]
+        )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=unigram)
+    tokenizer.add_tokens([AddedToken(mark, **{"normalized": False, "special": True, **flags}) for mark in MARKS])
+    return tokenizer
+
+
+def wordpiece(normalizer: Any) -> Tokenizer:
+    pieces = ["[UNK]", "the", "quick", "fox", "x", "=", "1", "##2", "##3", "a", "b", "word", "e", "!", ".", "##s", "'"]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS])
+    return tokenizer
+
+
 BOS = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 500)])
 SHAPES: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=False)),
@@ -72,6 +103,18 @@ SHAPES: dict[str, Callable[[], Tokenizer]] = {
     "metaspace never": lambda: trained(pre_tokenizers.Metaspace(prepend_scheme="never")),
     "metaspace first": lambda: trained(pre_tokenizers.Metaspace(prepend_scheme="first")),
     "unigram first": lambda: trained(pre_tokenizers.Metaspace(prepend_scheme="first"), unigram=True),
+    **{
+        f"byte fallback {scheme}{kind}": partial(sentencepiece, scheme, unigram=bool(kind))
+        for scheme in ("first", "always", "never")
+        for kind in ("", " unigram")
+    },
+    "sentencepiece NFKC": lambda: sentencepiece("first", nfkc=True),
+    "sentencepiece rstrip": lambda: sentencepiece("first", rstrip=True),
+    "wordpiece": lambda: wordpiece(normalizers.BertNormalizer()),
+    "wordpiece NFD": lambda: wordpiece(normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])),
+    "bytes NFKC": lambda: trained(split(CL100K), normalizer=normalizers.NFKC()),
+    "bytes lowercase": lambda: trained(split(QWEN), normalizer=normalizers.Lowercase()),
+    "gpt2 rstrip normalized": lambda: trained(pre_tokenizers.ByteLevel(), rstrip=True, normalized=True),
     "prepend": lambda: trained(
         None, normalizer=normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     ),
@@ -83,6 +126,11 @@ SHAPES: dict[str, Callable[[], Tokenizer]] = {
 REFUSED: dict[str, Callable[[], Tokenizer]] = {
     "lstrip": lambda: trained(split(CL100K), lstrip=True),
     "single word": lambda: trained(split(CL100K), single_word=True),
+    "byte fallback lstrip": lambda: sentencepiece("first", lstrip=True),
+    "byte fallback single word": lambda: sentencepiece("never", single_word=True),
+    "lstrip and rstrip": lambda: trained(split(QWEN), lstrip=True, rstrip=True),
+    "normalized NFKC": lambda: trained(split(QWEN), normalizer=normalizers.NFKC(), normalized=True),
+    "normalized lowercase": lambda: trained(split(QWEN), normalizer=normalizers.Lowercase(), normalized=True),
     "normalized and prepend": lambda: trained(None, normalizer=normalizers.Prepend("▁"), normalized=True),
 }
 
