@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,8 +264,29 @@ def test_the_schema_of_the_configuration_is_the_routers(chart: Path) -> None:
     assert len(kinds["config.Config"]["properties"]) > 10
 
 
-def test_values_are_all_in_the_schema(chart: Path) -> None:
-    values = yaml.safe_load((chart / "values.yaml").read_text(encoding="utf-8"))
-    schema = yaml.safe_load((chart / "values.schema.json").read_text(encoding="utf-8"))
-    assert schema["additionalProperties"] is False
-    assert set(values) <= set(schema["properties"])
+# Objects whose keys are the user's, or Kubernetes' own and checked there.
+FREE = {"commonLabels", "annotations", "labels", "podAnnotations", "podLabels", "nodeSelector", "affinity", "requests",
+        "limits", "securityContext", "tlsConfig", "config"}  # fmt: skip
+
+
+def test_values_are_all_in_the_schema_and_explained(chart: Path) -> None:
+    text = (chart / "values.yaml").read_text(encoding="utf-8")
+    schema = json.loads((chart / "values.schema.json").read_text(encoding="utf-8"))
+
+    def check(values: dict[str, Any], kind: dict[str, Any], at: str) -> None:
+        kind = schema["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+        assert kind["additionalProperties"] is False, at
+        for key, value in values.items():
+            assert key in kind["properties"], f"{at}.{key}"
+            if isinstance(value, dict) and key not in FREE:
+                check(value, kind["properties"][key], f"{at}.{key}")
+
+    check(yaml.safe_load(text), schema, "values")
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r" {0,4}\w+:", line):
+            # A comment above it, above the block it opens, or one above a group of keys without a blank line.
+            group = number
+            while group and lines[group - 1].strip() and not lines[group].lstrip().startswith("#"):
+                group -= 1
+            assert lines[group].lstrip().startswith("#") or line.endswith(":"), f"line {number + 1}: {line}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -143,6 +144,27 @@ def run_helm_test(objects: Objects, url: str, **env: str) -> subprocess.Complete
     )  # fmt: skip
 
 
+async def test_the_notes_curl_works(
+    helm: Callable[..., Any], chart: Path, engines: SimulatedFleet, tmp_path: Path
+) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not there: the command of NOTES.txt is not run")
+    values = {"replicas": [{"url": engines.urls[0]}], "test": {"model": "sim"}}
+    done = helm("helm4", "install", "r", str(chart), "--dry-run=client", "--namespace", "inference", values=values)
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    assert "http://r-prefix-router.inference.svc:80/v1" in notes
+    command = notes[notes.index("curl -sN") :].partition("}]}'")[0] + "}]}'"
+    settings = {"replicas": [{"url": engines.urls[0]}]}
+    async with router_process(tmp_path, settings) as router, _client() as client:
+        await router.up(client, 1)
+        shell = command.replace("http://127.0.0.1:8000", router.url)
+        said = await asyncio.to_thread(subprocess.run, ["sh", "-c", shell], capture_output=True, text=True, timeout=30)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.rstrip().endswith("data: [DONE]"), said.stdout
+
+
 def test_every_secret_is_mounted_where_the_configuration_says(
     installed: tuple[Objects, dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -163,12 +185,20 @@ def test_every_secret_is_mounted_where_the_configuration_says(
     assert done.returncode == 0, done.stderr
 
 
+EXAMPLE_SECRETS = {
+    "redis-password": b"pw", "redis-ca.crt": b"", "engine-api-key": b"sk-e", "admin-token": b"t",
+    "keys.yaml": b"[{name: a, sha256: " + digest("sk-a").encode() + b"}]",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "example", ["minimal.yaml", "vllm-gpu.yaml", "sglang.yaml", "existing-fleet.yaml", "ha-external-valkey.yaml"]
 )
 def test_check_config_takes_every_example(render: Render, example: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(configuration(render(example)))
+    for name, content in EXAMPLE_SECRETS.items():
+        (tmp_path / name).write_bytes(content)
+    file.write_text(configuration(render(example)).replace(MOUNT, str(tmp_path)))
     done = subprocess.run(
         [sys.executable, "-m", "router.cli", "check-config", "--quiet", str(file)],
         capture_output=True, text=True, timeout=30, check=False,
