@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from router.index.memory import MemoryIndex
 from router.index.redis.connect import connect
 from router.index.redis.direct import RedisDirectIndex
@@ -116,6 +118,36 @@ async def test_drops_make_room_in_a_full_redis_and_the_lease_lives_on(
     await writer.flush()
     held = [await store.execute("EXISTS", key) for key in layout.blocks(Tier.DEVICE, [1, 2, 3, 4])]
     assert held == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("restarted", ["engine", "agent"])
+async def test_after_a_restart_in_a_full_redis_no_old_block_is_left(
+    stopped_server: Any, layout: Layout, running: Any, until: Until, restarted: str
+) -> None:
+    stopped_server.start("--maxmemory-policy", "noeviction")
+    store = connect(stopped_server.url)
+    keys = [1, 2]
+    writer = writer_of(store, layout, keys)
+    registry = Registry(store, layout, poll_s=0.05)
+    mirror = RedisMirror(store, layout, registry, MemoryIndex(1000))
+    for work in (writer.run(), registry.run(), mirror.run()):
+        running(work)
+    await writer.flush()
+    await mirror.caught_up()
+    await store.execute("CONFIG", "SET", "maxmemory", "1")
+    keys[:] = [9]
+    if restarted == "engine":
+        writer.apply("a", Delta(cleared=True, stored={Tier.DEVICE: [9]}))
+    else:
+        writer = writer_of(store, layout, keys)
+        running(writer.run())
+    await until(lambda: mirror.match([1, 2]) == {})
+    await until(lambda: writer.status().trouble == "full")
+    assert (await registry.refresh()).live == {"a"}
+    assert writer.stuck.startswith("Redis is full")
+    await store.execute("CONFIG", "SET", "maxmemory", "0")
+    await writer.flush()
+    await until(lambda: mirror.match([9]) == {"a": Match(1)} and not writer.stuck)
 
 
 async def test_too_many_waiting_deltas_become_a_snapshot(

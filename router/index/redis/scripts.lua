@@ -3,8 +3,8 @@
 -- integer above 2^53. Every script answers an array whose first element says how it went.
 --
 -- Out of memory: Redis refuses a command that may grow (HSET, SET ...) only as a script's *first* write. A script that
--- stores blocks begins with such a command, so it fails as a whole; one that only frees, or renews a lease, begins
--- with a command that never grows and always succeeds.
+-- stores blocks begins with such a command, so it fails as a whole; one that only frees, renews a lease, or claims (and
+-- so forgets what a restarted engine held) begins with a command that never grows and always succeeds.
 
 --- prelude
 local HEAD = KEYS[1]
@@ -122,6 +122,7 @@ if not slot then
   slot = tonumber(call('HGET', HEAD, 'slots') or '0')
   if slot >= MAX_SLOTS then return {'NOSLOT'} end
 end
+call('HDEL', P .. 'x', '')
 if not version then
   call('HSET', HEAD, 'v', VERSION, 'pool', ARGV[1], 'gen', ARGV[2])
 end
