@@ -19,6 +19,9 @@ from replica.simulator.fleet import SimulatedFleet
 from replica.simulator.timing import time_model
 from router.app import App
 from router.config import load_config
+from router.observe import reference
+from router.observe.attribution import Cause
+from router.observe.breaks import BreakClass
 
 
 def expressions(chart: Path) -> Iterator[str]:
@@ -62,19 +65,71 @@ async def admin() -> AsyncIterator[str]:
             async with client.post(base + "/v1/chat/completions", json=body) as answer:
                 assert answer.status == 200
                 await answer.read()
+        for replica in fleet:  # an answer of each kind that panels and alerts count
+            replica.fault(status=500)
+        async with client.post(base + "/v1/chat/completions", json=body) as answer:
+            assert answer.status >= 500
         yield f"127.0.0.1:{app.admin_port}"
 
 
-async def test_every_metric_exists(admin: str, chart: Path) -> None:
+DECLARED = {"cause": set(Cause), "class": set(BreakClass)}
+"""Labels whose values are these words, whether the test's traffic made them appear or not."""
+FROM_PROMETHEUS = {"namespace", "job", "instance", "le"}
+SELECTOR = re.compile(r"\b(prefix_router_\w+)(?:\{([^}]*)\})?")
+
+
+def documented() -> dict[str, set[str]]:
+    """The labels of each series that docs/metrics.md, made from the code, names."""
+    found: dict[str, set[str]] = {}
+    for name, kind, labels in re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", reference.render(), re.MULTILINE):
+        parts = [f"{name}_{part}" for part in ("bucket", "sum", "count")] if kind == "histogram" else [name]
+        found |= {part: set(re.findall(r"\w+", labels)) for part in parts}
+    return found
+
+
+def wrong_filters(expression: str, page: str) -> list[str]:
+    """Matchers of an expression that no value of their label satisfies."""
+    wrong = []
+    for name, matchers in SELECTOR.findall(expression):
+        for label, operator, value in re.findall(r'(\w+)(=~|!=|!~|=)"([^"]*)"', matchers):
+            if label in FROM_PROMETHEUS:
+                continue
+            series = re.findall(rf"^{name}\{{(.*)\}} ", page, re.MULTILINE)
+            values = {found for one in series for found in re.findall(rf'{label}="([^"]*)"', one)}
+            words = value.split("|") if "~" in operator else [re.escape(value)]
+            wrong += [
+                f"{name}: {label}={word!r}"
+                for word in words
+                if not any(re.fullmatch(word, each) for each in values | DECLARED.get(label, set()))
+            ]
+    return wrong
+
+
+async def test_every_metric_label_and_value_exists(admin: str, chart: Path) -> None:
+    """Names and labels are documented ones; each filter has a value that the router really gives."""
     async with aiohttp.ClientSession() as client, client.get(f"http://{admin}/metrics") as answer:
         page = await answer.text()
-    known = set()
-    for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", page, re.MULTILINE):
-        known |= {name} if kind != "histogram" else {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+    known = documented()
+    shown = set(re.findall(r"^(prefix_router_\w+)[{ ]", page, re.MULTILINE))
+    assert {name for name in shown if not name.endswith("_created")} <= set(known)
     scaling = (chart / "templates" / "scaling.yaml").read_text(encoding="utf-8")
-    asked = {name for text in (*expressions(chart), scaling) for name in re.findall(r"\b(prefix_router_\w+)", text)}
-    assert len(asked) > 20
-    assert asked <= known
+    asked = 0
+    for expression in (*expressions(chart), *re.findall(r"prefix_router_\w+", scaling)):
+        names = {name for name, _ in SELECTOR.findall(expression)}
+        asked += len(names)
+        assert names <= set(known), expression
+        labels = {label for group in re.findall(r"\bby \(([^)]*)\)", expression) for label in group.split(", ")}
+        assert labels <= FROM_PROMETHEUS.union(*(known[name] for name in names)), expression
+        assert wrong_filters(expression, page) == [], expression
+    assert asked > 40
+
+
+def test_a_filter_on_a_value_that_never_is_gets_found() -> None:
+    page = 'prefix_router_requests_total{code="200",endpoint="chat"} 3.0\n'
+    assert wrong_filters('rate(prefix_router_requests_total{code=~"2.."}[1m])', page) == []
+    assert wrong_filters('rate(prefix_router_requests_total{code="504"}[1m])', page) != []
+    assert wrong_filters('rate(prefix_router_stage_seconds_sum{stage="prompt"}[1m])', page) != []
+    assert wrong_filters('rate(prefix_router_computed_tokens_total{cause=~"evicted|nonsense"}[1m])', page) != []
 
 
 async def test_prometheus_runs_every_expression(
