@@ -15,6 +15,8 @@ from router.observe.breaks import BreakClass
 from router.observe.scraped import SCRAPED, Sample
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+STAGES = ("parse", "render", "tokenize", "hash", "lookup", "queue", "decide", "observe", "connect")
+"""Of a request before it is with a replica; `queue`: waiting for room."""
 STAGE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
 
@@ -103,8 +105,7 @@ class Metrics:
         )
         self.stage = histogram(
             "stage_seconds",
-            "Time before the request was with a replica, by stage: parse, render, tokenize, hash, lookup, "
-            "queue (waiting for room), decide, observe, connect.",
+            "Time before the request was with a replica, by stage: " + ", ".join(STAGES) + ".",
             "stage",
             STAGE_SECONDS,
         )

@@ -22,6 +22,7 @@ from router.config import load_config
 from router.observe import reference
 from router.observe.attribution import Cause
 from router.observe.breaks import BreakClass
+from router.observe.metrics import STAGES
 
 
 def expressions(chart: Path) -> Iterator[str]:
@@ -72,7 +73,7 @@ async def admin() -> AsyncIterator[str]:
         yield f"127.0.0.1:{app.admin_port}"
 
 
-DECLARED = {"cause": set(Cause), "class": set(BreakClass)}
+DECLARED = {"cause": set(Cause), "class": set(BreakClass), "stage": set(STAGES)}
 """Labels whose values are these words, whether the test's traffic made them appear or not."""
 FROM_PROMETHEUS = {"namespace", "job", "instance", "le"}
 SELECTOR = re.compile(r"\b(prefix_router_\w+)(?:\{([^}]*)\})?")
@@ -111,6 +112,7 @@ async def test_every_metric_label_and_value_exists(admin: str, chart: Path) -> N
         page = await answer.text()
     known = documented()
     shown = set(re.findall(r"^(prefix_router_\w+)[{ ]", page, re.MULTILINE))
+    assert set(re.findall(r'stage="(\w+)"', page)) <= set(STAGES)
     assert {name for name in shown if not name.endswith("_created")} <= set(known)
     scaling = (chart / "templates" / "scaling.yaml").read_text(encoding="utf-8")
     asked = 0
