@@ -282,6 +282,20 @@ async def test_sigterm_gives_the_lease_back(site: Site) -> None:
     assert (await site.registry.refresh()).incarnations == ()
 
 
+async def test_a_killed_agents_successor_leaves_no_block_that_was_evicted_meanwhile(site: Site) -> None:
+    replica = await site.replica(kv_blocks=64)
+    await site.ask(replica, 5, seed=1)
+    agent = await site.agent(replica)
+    await site.exact(replica, "the engine's blocks")
+    before = await site.published()
+    agent.kill()
+    await agent.wait()
+    await site.ask(replica, 40, seed=2)
+    assert before - truth(replica), "some blocks were evicted while nobody looked"
+    await site.agent(replica)
+    await site.exact(replica, "what the engine holds now")
+
+
 async def test_of_two_agents_with_one_id_the_newer_goes_on(site: Site) -> None:
     replica = await site.replica()
     await site.ask(replica, 5, seed=1)

@@ -77,9 +77,13 @@ async def test_two_routers_share_one_truth_and_see_each_others_work(shared) -> N
         simulated.fault(paused=True)
     running = asyncio.create_task(system.ask(one, [SYSTEM, {"role": "user", "content": "b"}]))
     await until(lambda: sum(r.load.other_running for r in two.fleet) == 1, "the other router's work is seen")
+    busy = next(r.id for r in two.fleet if r.load.other_running)
+    cold = asyncio.create_task(system.ask(two, [{"role": "user", "content": "unlike all the others " * 40}]))
+    await until(lambda: sum(r.load.running for r in two.fleet) == 1, "the second router's request is on its way")
+    assert next(r.id for r in two.fleet if r.load.running) != busy, "not where the first router's work waits"
     for simulated in system.fleet:
         simulated.clear_faults()
-    await running
+    await asyncio.gather(running, cold)
     await until(lambda: sum(r.load.other_running for r in two.fleet) == 0, "and its end")
 
 
