@@ -45,8 +45,11 @@ def fetch(model_id: str, *, revision: str | None, token: str | None, cache_dir: 
 
 
 def _explained(error: Exception, model_id: str, revision: str | None) -> tuple[str, bool]:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    if constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError):
+        why = "it is not in the hub client's cache, and HF_HUB_OFFLINE forbids fetching it"
+        return f"{why}: fill the cache, or give a local directory", False
     if isinstance(error, errors.GatedRepoError):
         return "the hub wants its terms accepted: accept them on the model's page, and set models[].token_env", False
     if isinstance(error, errors.RevisionNotFoundError):
@@ -55,8 +58,18 @@ def _explained(error: Exception, model_id: str, revision: str | None) -> tuple[s
         return f"the hub has no {model_id}, or shows it only with a token: check models[].files and token_env", False
     if isinstance(error, errors.HFValidationError):
         return f"it is no hub id either ({error}): check models[].files", False
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+    status = _status(error)
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
         return f"the hub answered HTTP {status}: check models[].files, revision and token_env", False
-    what = f"answered HTTP {status}" if isinstance(status, int) else f"can't be reached ({type(error).__name__})"
+    what = f"answered HTTP {status}" if status is not None else f"can't be reached ({type(error).__name__})"
     return f"the hub {what} and the files are not in its cache: trying again; or give a local directory", True
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that an error, or one that it was raised from, tells of."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None

@@ -12,6 +12,7 @@ import asyncio
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -36,7 +37,8 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".cache" / "vllm" / "bin" / "python"
 TINY = ROOT / ".cache" / "tiny-model"
 SESSIONS = Path(os.environ.get("PREFIX_ROUTER_SESSIONS", ROOT / "loadtest" / "data" / "agent_sessions.jsonl.gz"))
-TOKENIZERS = ("tiny", "qwen3", "llama3_1", "deepseek_v3")
+MODEL_TYPES = {"qwen3": "qwen3", "llama3_1": "llama", "deepseek_v3": "deepseek_v3"}
+TOKENIZERS = ("tiny", *MODEL_TYPES)
 START_S = 300
 CHAT = "/v1/chat/completions"
 
@@ -49,6 +51,9 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     directory = TINY if name == "tiny" else ROOT / ".cache" / "tokenizers" / name
     if not (directory / "tokenizer.json").is_file():
         pytest.skip(f"{name}: not downloaded; run: python tests/prompt/fetch_tokenizers.py")
+    if name in MODEL_TYPES:  # without it transformers takes DeepSeek's files for Llama's
+        directory = Path(shutil.copytree(directory, tmp_path / name))
+        (directory / "config.json").write_text(json.dumps({"model_type": MODEL_TYPES[name]}))
     port = free_port()
     command = [
         str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY), "--tokenizer", str(directory),

@@ -22,13 +22,14 @@ from replica.simulator.config import MODEL_DIR
 class RouterProcess:
     """`log` grows with what the router writes."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], flags: list[str]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], flags: list[str], environment: dict[str, str]) -> None:
         self.file = folder / "router.yaml"
         self.settings = {
             "listen": {"port": 0}, "admin": {"port": 0}, "health": {"interval_s": 0.1}, "reload": {"interval_s": 0.05},
             "shutdown": {"grace_s": 10}, "models": [{"name": "sim", "files": str(MODEL_DIR)}], **settings,
         }  # fmt: skip
         self.flags = flags
+        self.environment = environment
         self.log = ""
         self.process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -47,7 +48,7 @@ class RouterProcess:
         self.write()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "router.cli", "serve", "--config", str(self.file), *self.flags,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, env={**os.environ, **self.environment},
         )  # fmt: skip
         self._reading = asyncio.create_task(self._read())
         await until(lambda: self.ended or "metrics and status on" in self.log, "the router listens", 60)
@@ -110,8 +111,10 @@ class RouterProcess:
 
 
 @contextlib.asynccontextmanager
-async def router_process(folder: Path, settings: dict[str, Any], *flags: str) -> AsyncIterator[RouterProcess]:
-    router = RouterProcess(folder, settings, list(flags))
+async def router_process(
+    folder: Path, settings: dict[str, Any], *flags: str, environment: dict[str, str] | None = None
+) -> AsyncIterator[RouterProcess]:
+    router = RouterProcess(folder, settings, list(flags), environment or {})
     try:
         await router.start()
         yield router
