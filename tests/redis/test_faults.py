@@ -213,18 +213,19 @@ async def test_a_primary_that_became_a_replica_and_back(
         running(work)
     await writer.flush()
     await mirror.caught_up()
-    nobody = ("127.0.0.1", "1")
-    await store.execute("REPLICAOF", *nobody)
+    nobody, admin = ("127.0.0.1", "1"), connect(server.url)  # the writer drops the connections of its own store
+    await admin.execute("REPLICAOF", *nobody)
     writer.apply("a", Delta(stored={Tier.DEVICE: [3]}))
     await until(lambda: writer.status().trouble == "readonly")
     assert writer.status().state is WriterState.DEGRADED
-    await store.execute("CONFIG", "SET", "replica-serve-stale-data", "no")
+    await admin.execute("CONFIG", "SET", "replica-serve-stale-data", "no")
     await until(lambda: registry.health.trouble == "loading" and writer.status().trouble == "loading")
     assert mirror.match([1, 2, 3]) == {"a": Match(2)}, "the last copy stays in use"
-    await store.execute("REPLICAOF", "NO", "ONE")
+    await admin.execute("REPLICAOF", "NO", "ONE")
     await writer.flush()
     await until(lambda: mirror.match([1, 2, 3]) == {"a": Match(3)})
     await until(lambda: writer.status().state is WriterState.LIVE and not registry.health.trouble)
+    await admin.close()
 
 
 async def test_direct_lookups_cost_nothing_while_redis_is_away(
