@@ -30,7 +30,7 @@ http {{
     keepalive 256; keepalive_timeout 4s;
   }}
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}; keepalive_requests 1000000;
     location / {{
       proxy_pass http://fleet; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
       proxy_read_timeout 600s;

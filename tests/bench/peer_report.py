@@ -86,7 +86,8 @@ def markdown(result: dict[str, Any]) -> str:
             )
         rest = []
         for size, key in zip(result["stages"], ("us_2k", "us_64k"), strict=True):
-            rest.append(f"{result['exact'][key] - sum(result['stages'][size].values()):.0f}")
+            left = result["exact"][key] - sum(result["stages"][size].values())
+            rest.append(f"{left:.0f}" if left > 0 else "-")
         lines.append("| HTTP, forwarding, books, observing (the rest) | " + " | ".join(rest) + " |")
         whole = [f"{result['exact'][key]:.0f}" for key in ("us_2k", "us_64k")]
         lines.append("| **the router's process** | " + " | ".join(whole) + " |")
