@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from router.blocks import TOKEN_BYTES
 from router.index.memory import MemoryIndex
-from router.index.overlay import PredictedOverlay
+from router.index.types import Delta, Tier
 from router.prompt.model import ChatModel, load_model
 from router.prompt.requests import parse_request
 from router.prompt.stage import ModelSpec, PromptStage, Took
@@ -101,11 +101,11 @@ async def growing(model: ChatModel, tokens: int, limit_ms: float, rounds: int = 
     for _ in range(rounds):
         model.tokenizer.forget()
         stage = PromptStage({"m": ModelSpec("m", model)})
-        index = MemoryIndex(overlay=PredictedOverlay())
+        index = MemoryIndex()
         before = await stage.prepare(parse_request("/v1/chat/completions", body_of(messages[:base])))
         for replica in range(8):
             index.add_replica(f"r{replica}")
-            index.predict(f"r{replica}", before.chain)
+            index.apply(f"r{replica}", Delta(stored={Tier.DEVICE: before.chain}))
         for k in range(20):
             body = body_of(messages[: base + 2 * (k + 1)])
             gc.collect()
