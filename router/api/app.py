@@ -12,8 +12,8 @@ import msgspec
 from router.api import errors
 from router.api.errors import ANTHROPIC_ERRORS, ApiError, unknown_model
 from router.api.isolation import salt
-from router.api.keys import Gate, Grant
-from router.api.route import Route
+from router.api.keys import OPEN, Gate, Grant
+from router.api.route import Route, request_id
 from router.fleet.fleet import Fleet
 from router.http.errors import Headers
 from router.http.message import Request
@@ -55,6 +55,7 @@ class Api:
         endpoint = endpoint_of(path)
         if endpoint is Endpoint.MESSAGES:
             response.errors = ANTHROPIC_ERRORS
+        grant = OPEN
         try:
             if endpoint is Endpoint.OTHER and self._answered_unasked(request, response):
                 return
@@ -68,13 +69,16 @@ class Api:
             took.lap("parse")
             await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:
-            self._refuse(response, endpoint, ApiError(bad.status, bad.message, param=bad.param, code=bad.code))
+            refusal = ApiError(bad.status, bad.message, param=bad.param, code=bad.code)
+            self._refuse(request, response, endpoint, refusal, grant)
         except ApiError as error:
-            self._refuse(response, endpoint, error)
+            self._refuse(request, response, endpoint, error, grant)
 
-    def _refuse(self, response: Response, endpoint: Endpoint, error: ApiError) -> None:
+    def _refuse(self, request: Request, response: Response, endpoint: Endpoint, error: ApiError, grant: Grant) -> None:
         response.send(error.status, *errors.answer(error, response.errors))
         self._metrics.requests.labels(endpoint.value, str(error.status)).inc()
+        told = {"id": request_id(request), "path": request.path, "tenant": grant.tenant, "status": error.status}
+        self._route.observer.refused(told | {"error": error.code, "param": error.param})
 
     async def _admitted(
         self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant

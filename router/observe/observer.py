@@ -21,7 +21,7 @@ from router.observe.attribution import Attribution, Cause, Facts, attribute
 from router.observe.breaks import Break, BreakClass
 from router.observe.hot import HotPrefixes
 from router.observe.metrics import Metrics
-from router.observe.past import Lost, Past
+from router.observe.past import GONE, Lost, Past, Standing
 from router.observe.recent import Passed, Recent, Timeline, timing
 from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.requests import ApiRequest, Endpoint
@@ -77,7 +77,7 @@ class Seen:
     known: int
     lost: Lost | None
     sending: int
-    restarts: int
+    standing: Standing
     at: float
     tries: int = 1
 
@@ -155,12 +155,12 @@ class Observer:
             lost = self.past.lost(chain, dispatch.best // size)
             self.past.sent(dispatch.entry, chain)
             self.hot.note(dispatch.model, chain, size)
-        restarts = self.past.standing(dispatch.entry).restarts
-        return Seen(dispatch, session, step, known, lost, self.past.now, restarts, self._clock())
+        standing = self.past.standing(dispatch.entry)
+        return Seen(dispatch, session, step, known, lost, self.past.now, standing, self._clock())
 
     def unsent(self, dispatch: Dispatch) -> Seen:
         """A request that was never sent: no step of a session."""
-        return Seen(dispatch, None, None, 0, None, 0, 0, self._clock(), 0)
+        return Seen(dispatch, None, None, 0, None, 0, GONE, self._clock(), 0)
 
     def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
         """The request is over. `status`: what the client got, 499 if it left."""
@@ -190,6 +190,15 @@ class Observer:
         self.recent.put(passed)
         if access_log.isEnabledFor(logging.INFO):
             self._log(passed.told())
+
+    def refused(self, told: dict[str, Any]) -> None:
+        """The router answered with an error itself, before any replica was chosen. Counted and logged, not remembered:
+        refusals in number would push out the records of requests that were answered."""
+        bucket = self.timeline.now()
+        bucket.requests += 1
+        bucket.errors += told["status"] >= 500
+        if access_log.isEnabledFor(logging.INFO):
+            self._log({"at": round(self._clock(), 3), **told})
 
     @staticmethod
     def _log(record: dict[str, Any]) -> None:
@@ -225,6 +234,8 @@ class Observer:
         cached = usage.cached_tokens if usage is not None else None
         at = (dispatch.matched if cached is None else cached) // size
         dropped = at < len(prompt.chain) and self.past.dropped_since(dispatch.entry, prompt.chain[at], seen.sending)
+        then, now = seen.standing, self.past.standing(dispatch.entry)
+        emptied = now.clears > then.clears and (now.restarts, now.losses) == (then.restarts, then.losses)
         lost_on = None if seen.lost is None else seen.lost.cause
         if lost_on is Cause.STALE and cached is not None and seen.lost is not None:
             # Where the router looked in vain for events, the engine itself has now said that it has nothing.
@@ -246,8 +257,8 @@ class Observer:
                 distrusted=bool(dispatch.replica.distrust),
                 tried=seen.tries > 1,
                 lost_on=lost_on,
-                dropped=dropped,
-                renewed=self.past.standing(dispatch.entry).restarts > seen.restarts,
+                dropped=dropped or emptied,
+                renewed=now.restarts > then.restarts,
                 followed=dispatch.followed,
             )
         )

@@ -15,6 +15,7 @@ from support.waiting import until
 
 from router.fleet.replica import Feed, Health
 from router.prompt.requests import parse_request
+from router.routing.policies import Random
 
 BLOCK = 16
 SESSIONS = [session for session in sessions() if len(session["steps"]) > 3]
@@ -115,16 +116,20 @@ async def chain_of(system: Stack, content: dict[str, Any]) -> tuple[list[int], i
     ("policy", "faults"), [("prefix", False), ("random", False), ("prefix", True), ("random", True)]
 )
 async def test_attribution_agrees_with_the_caches(
-    build, policy: str, faults: bool, capsys: pytest.CaptureFixture[str]
+    build, policy: str, faults: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eviction and other replicas chosen: at least 99 % of requests agree.
 
     With restarts, cache resets and lost events at once at least 95 %: of blocks whose events were lost the router can
-    only guess, from the cache's size, whether the engine still has them.
+    only guess, from the cache's size, whether the engine still has them. No replica is quarantined for its lost events
+    here (that has tests of its own): all it computes afterwards would be put down to that.
     """
+    monkeypatch.setattr("router.trust._BLOCKS_SAMPLES", 1_000_000)
     system = await build(
         replicas=3, simulator={"kv_blocks": 900}, settings={"routing.policy": policy, "observe.prompts": "always"}
     )
+    if policy == "random":
+        system.app.placement.policy = Random(seed=8)
     rng = random.Random(f"{policy} {faults}")
     truth, agents = Truth(system), Agents(rng, 5)
     told: Counter[str] = Counter()
@@ -161,7 +166,9 @@ async def test_attribution_agrees_with_the_caches(
         expected = truth.cause(chain, chosen, depths, known, cached, end, mutated)
         agent["blocks"] = len(chain)
         told[record["cause"]] += 1
-        if record["cause"] != expected:
+        # The router counted on blocks whose end it had not been told of: evicted there, and the index was wrong here.
+        misled = faults and known[chosen] > cached and expected == "evicted"
+        if record["cause"] != expected and not (misled and record["cause"] == "index_stale"):
             wrong.append(
                 (expected, record["cause"], record["computed_tokens"], depths, known, chosen, record["reason"])
             )

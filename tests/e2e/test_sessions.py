@@ -6,6 +6,7 @@ import asyncio
 import copy
 import itertools
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -212,3 +213,19 @@ async def test_the_receipt_at_the_end_of_a_stream(build) -> None:
     async with AsyncOpenAI(base_url=system.url + "/v1", api_key="none") as client:
         chunks = await client.chat.completions.create(**content, extra_headers={"x-prefix-router-receipt": "comment"})
         assert [chunk async for chunk in chunks][-1].usage.prompt_tokens == record["prompt_tokens"]
+
+
+async def test_refused_requests_are_in_the_access_log(build, caplog: pytest.LogCaptureFixture) -> None:
+    """With their status and reason, and never their text; they push nothing out of the records."""
+    system = await build(replicas=1)
+    with caplog.at_level(logging.INFO, logger="router.access"):
+        content = {**body(SESSION, 0), "model": "nope"}
+        status, _, _ = await system.post("/v1/chat/completions", content, **{"x-request-id": "refused-1"})
+        assert status == 404
+        status, _, _ = await system.post("/v1/chat/completions", {"model": "sim", "messages": "secret text"})
+        assert status == 400
+    first, second = (json.loads(r.getMessage()) for r in caplog.records if r.name == "router.access")
+    assert (first["id"], first["status"], first["error"]) == ("refused-1", 404, "model_not_found")
+    assert (second["path"], second["status"], second["param"]) == ("/v1/chat/completions", 400, "messages")
+    assert "secret" not in json.dumps(second)
+    assert (await admin(system, "/requests"))["requests"] == []
