@@ -7,20 +7,25 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
+
 from router.api import status
-from router.api.admin import Admin
+from router.api.admin import Admin, StatusPages
+from router.api.admin_auth import TENANT
 from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
 from router.api.dashboard import Dashboard
 from router.api.explain import Explain
+from router.api.gathered import OWNER
 from router.api.keys import Gate
 from router.api.report import Report
 from router.api.route import Route
 from router.api.turn import Turns
 from router.asking import AskedReplicas
+from router.board import Board
 from router.catalog import Catalog
 from router.config.load import ConfigError
 from router.config.model import Config
@@ -38,6 +43,7 @@ from router.http.upstream import Origin, UpstreamPool
 from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
 from router.index.redis.connect import connect
+from router.index.redis.inflight import NONE
 from router.observe.digest import Digester
 from router.observe.metrics import Metrics
 from router.observe.observer import Observer
@@ -66,10 +72,12 @@ from router.settings import (
     server_limits,
     upstream_limits,
 )
-from router.sharing import share_sessions
+from router.sharing import Notes, share_sessions
+from router.siblings import Siblings
 from router.sources import make_sources
 from router.trust import Trust
 from router.warmup import Warmup
+from router.workers import Place
 
 if TYPE_CHECKING:
     from router.observe.tracing import Tracing
@@ -79,19 +87,36 @@ log = logging.getLogger(__name__)
 SWEEP_PAUSE_S = 0.02
 
 
+def tell_addresses(config: Config, port: int, admin_port: int) -> None:
+    """Log where the router listens."""
+    listen, admin = config.listen, config.admin
+    log.info("listening on %s://%s:%d", "https" if listen.tls else "http", listen.host, port)
+    if admin.enabled:
+        log.info("metrics and status on %s://%s:%d", "https" if admin.tls else "http", admin.host, admin_port)
+
+
 class App:
     """One router process. `start`, then `stop`; both are idempotent enough to be called in a `finally`."""
 
-    def __init__(self, config: Config, *, model_files: str | None = None) -> None:
-        """`model_files`: tokenizer files of models that the configuration doesn't name.
+    def __init__(
+        self,
+        config: Config,
+        *,
+        model_files: str | None = None,
+        place: Place | None = None,
+        more_routes: Callable[[App], list[web.RouteDef]] = lambda app: [],
+    ) -> None:
+        """`model_files`: tokenizer files of models that the configuration doesn't name. `place`: as one worker of
+        several, whose admin pages, with `more_routes`, are for its supervisor alone.
 
         Raises RedisConfigError, and ConfigError for files the configuration refers to.
         """
+        self.place = place
         self.config = self.started_with = config
         self.credentials = Credentials.read(config)
         self.gate = Gate(self.credentials.keys, salted=config.keys.isolation == "salt")
         self.draining = False
-        self.router_id = uuid.uuid4().hex
+        self.router_id = uuid.uuid4().hex if place is None else place.router_id
         self.reloads = status.Reloads()
         self._hurry = asyncio.Event()
         self.fleet = Fleet()
@@ -134,9 +159,9 @@ class App:
             make_policy(config.routing),
             time.monotonic,
             max_sessions=config.routing.max_sessions,
-            prefix=f"s{self.router_id[:6]}-",
+            prefix=f"s{self.router_id[:6]}{'' if place is None else place.maker}-",
         )
-        self.warmup = Warmup(self.placement, config.routing.warm_prefixes, lambda: self.credentials.session())
+        self.warmup = Warmup(self.placement, self.warm_prefixes(config), lambda: self.credentials.session())
         self.prober = Prober(
             self._joined,
             interval_s=config.health.interval_s,
@@ -194,27 +219,39 @@ class App:
             self.api,
             limits=server_limits(config),
         )
-        if self.feeds.shared is not None:
-            share_sessions(self.feeds.shared.notes, self.placement.lineage, self.route.sticky)
+        self.siblings = None if place is None else self._meet(place)
+        streams: list[Notes] = [] if self.feeds.shared is None else [self.feeds.shared.notes]
+        share_sessions(
+            [*streams, *([] if self.siblings is None else [self.siblings])], self.placement.lineage, self.route.sticky
+        )
+        pages = StatusPages(metrics=self._metrics_page, ready=self._ready_page, replicas=self._replicas_page)
+        owner = (lambda request: request.get(TENANT)) if place is None else (lambda request: request.headers.get(OWNER))
         self.admin = Admin(
-            metrics=self.metrics.page,
-            ready=self.ready,
-            replicas=lambda: {"replicas": self._replicas(), "removed": self.membership.removed()},
-            token=lambda: self.credentials.admin_token,
-            routes=[
+            [
+                *pages.routes(),
                 *ReplicaAdmin(Wishes(), self._view, self.membership.wish).routes(),
-                *Report(self.observer).routes(),
+                *Report(self.observer, owner, lambda: self.gate.hides_matches).routes(),
                 *Explain(self.route).routes(),
                 *Dashboard(self.observer, self.ready, self._replicas).routes(),
+                *more_routes(self),
             ],
+            token=None if place is not None else (lambda: self.credentials.admin_token),
+            tenant_of=lambda key: self.gate.tenant(key),
         )
         self.admin_port = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Listen and begin to watch the replicas. Raises OSError when an address can't be bound."""
+        """Begin to watch the replicas, and listen. Raises OSError when an address can't be bound."""
+        await self.follow()
+        await self.listen()
+
+    async def follow(self) -> None:
+        """Open the admin port and begin to watch the replicas. Raises OSError when its address can't be bound."""
         config = self.config
-        if config.admin.enabled:
+        if self.place is not None:
+            await self.admin.start_privately(self.place.socket)
+        elif config.admin.enabled:
             self.admin_port = await self.admin.start(
                 config.admin.host, config.admin.port, ssl=self.credentials.admin_tls
             )
@@ -227,12 +264,15 @@ class App:
             asyncio.create_task(self._sweep(), name="sweep"),
             asyncio.create_task(self._watch(), name="watch"),
         ]
-        tls = self.credentials.listen_tls
-        await self.server.start(config.listen.host, config.listen.port, ssl=tls)
-        log.info("listening on %s://%s:%d", "https" if tls else "http", config.listen.host, self.server.port)
-        if config.admin.enabled:
-            scheme = "http" if config.admin.tls is None else "https"
-            log.info("metrics and status on %s://%s:%d", scheme, config.admin.host, self.admin_port)
+        if self.siblings is not None:
+            self.siblings.start()
+
+    async def listen(self) -> None:
+        """Open the public port. Raises OSError when its address can't be bound."""
+        config, tls, several = self.config, self.credentials.listen_tls, self.place is not None
+        await self.server.start(config.listen.host, config.listen.port, ssl=tls, reuse_port=several)
+        if not several:
+            tell_addresses(config, self.server.port, self.admin_port)
 
     def add(self, replica: Replica) -> None:
         """Take a replica into the fleet; it gets requests once it answered a probe. Raises ValueError."""
@@ -271,6 +311,8 @@ class App:
         await self.feeds.close()
         if self.feeds.shared is not None:
             await self.feeds.shared.close()
+        if self.siblings is not None:
+            await self.siblings.close()
         self.pool.close()
         self.prompts.close()
         await self.admin.close()
@@ -301,12 +343,38 @@ class App:
             if replica.info is not None:
                 self.trust.watch(replica)
 
+    def warm_prefixes(self, config: Config) -> int:
+        """How many prefixes a replica that joins is warmed with; one of several workers does it."""
+        return config.routing.warm_prefixes if self.place is None or self.place.number == 0 else 0
+
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """What /ready answers."""
         troubles = [*self.membership.problems(), *self.trust.alerts(), *self.reloads.troubles()]
         if self.feeds.shared is not None:
             troubles += self.feeds.shared.degraded()
         return status.ready(self.fleet, self.catalog.approximate, troubles, self.draining)
+
+    async def _ready_page(self) -> tuple[bool, dict[str, Any]]:
+        return self.ready()
+
+    async def _metrics_page(self) -> bytes:
+        return self.metrics.page()
+
+    async def _replicas_page(self) -> dict[str, Any]:
+        return {"replicas": self._replicas(), "removed": self.membership.removed()}
+
+    def _meet(self, place: Place) -> Siblings:
+        shared = self.feeds.shared
+        return Siblings(
+            Board(place.board, place.count),
+            place.number,
+            self.fleet,
+            self.feeds,
+            self.gate,
+            lambda: self.forwarder.poison,
+            routers=(lambda replica_id: NONE) if shared is None else shared.share.others,
+            pump=self.admission.pump,
+        )
 
     def _replicas(self) -> list[dict[str, Any]]:
         self.placement.refresh(self.fleet)
@@ -338,6 +406,7 @@ class App:
             direct=config.index.lookup == "redis",
             direct_timeout_s=settings.lookup_timeout_s,
             joined=(lambda found: self.membership.report("leases", found)) if settings.discover else None,
+            siblings=lambda replica_id: NONE if self.siblings is None else self.siblings.work(replica_id),
         )
 
     async def _joined(self, replica: Replica) -> None:

@@ -74,6 +74,19 @@ def is_fixed(key: str) -> bool:
     return key in FIXED or section in FIXED or section not in LIVE
 
 
+def in_force(started: Config, new: Config) -> Config:
+    """What a router that started with one configuration does once it took up another: `new`, but for fixed settings."""
+    for key in differences(started, new):
+        if is_fixed(key):
+            section, _, name = key.partition(".")
+            if not name:
+                new = msgspec.structs.replace(new, **{section: getattr(started, section)})
+                continue
+            kept = msgspec.structs.replace(getattr(new, section), **{name: getattr(getattr(started, section), name)})
+            new = msgspec.structs.replace(new, **{section: kept})
+    return new
+
+
 async def apply(app: App, new: Config, credentials: Credentials) -> tuple[str, ...]:
     """Take `new` up; returns the changed settings that need a restart. Raises ConfigError before anything changed."""
     try:
@@ -100,7 +113,7 @@ async def apply(app: App, new: Config, credentials: Credentials) -> tuple[str, .
 
     if new.routing != old.routing:
         app.placement.policy = make_policy(new.routing)
-        app.warmup.prefixes = new.routing.warm_prefixes
+        app.warmup.prefixes = app.warm_prefixes(new)
         app.route.naming, app.route.pools = naming(new), pools(new)
     app.route.send_token_ids = new.prompt.send_token_ids
     app.trust.configure(new.prompt.parity_interval_s, new.prompt.drift_alert, new.prompt.parity_generate)
@@ -109,6 +122,8 @@ async def apply(app: App, new: Config, credentials: Credentials) -> tuple[str, .
         app.forwarder.policy = retry_policy(new)
         app.forwarder.budget = retry_budget(new)
         app.forwarder.poison = poison_guard(new)
+        if app.siblings is not None:
+            app.siblings.watch_poison()
         app.api.blocked = tuple(new.proxy.blocked_paths)
     app.room.policy = room_policy(new)
     app.route.turns.patience = patience(new)

@@ -30,6 +30,7 @@ from router.config import Config, ConfigError, load_config
 from router.index.redis.connect import RedisConfigError
 from router.reload import Reloader, apply, set_log_levels
 from router.routing.policies import POLICIES
+from router.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replica", action="append", default=[], metavar="URL", help="base URL of an engine; repeat for each"
     )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the port (default 1)")
     parser.add_argument(
         "--model-files",
         metavar="DIR_OR_HUB_ID",
@@ -70,6 +72,7 @@ def configuration(args: argparse.Namespace) -> Config:
     for key, value in (
         ("listen.host", args.host),
         ("listen.port", args.port),
+        ("workers", args.workers),
         ("admin.port", args.admin_port),
         ("routing.policy", args.policy),
         ("log.level", args.log_level),
@@ -103,8 +106,12 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    app: App | Supervisor
     try:
-        app = App(config, model_files=args.model_files)
+        if config.workers > 1:
+            app = Supervisor(config, model_files=args.model_files)
+        else:
+            app = App(config, model_files=args.model_files)
     except (RedisConfigError, ConfigError) as error:
         sys.stderr.write(f"prefix-router: {error}\n")
         return 2
@@ -114,11 +121,14 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
         sys.stderr.write(f"prefix-router: can't listen: {error.strerror or error}. Set listen.port or admin.port.\n")
         await app.stop()
         return 1
+    except ConfigError as error:
+        sys.stderr.write(f"prefix-router: {error}\n")
+        await app.stop()
+        return 2
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection would stop the loop for 10 ms to find that out
-    reloader = Reloader(
-        args.config, lambda: configuration(args), partial(apply, app), app.reloads, config, app.credentials
-    )
+    take_up = app.apply if isinstance(app, Supervisor) else partial(apply, app)
+    reloader = Reloader(args.config, lambda: configuration(args), take_up, app.reloads, config, app.credentials)
     loop.add_signal_handler(signal.SIGHUP, reloader.ask)
     watching = asyncio.create_task(reloader.run(), name="reload")
     try:

@@ -1,32 +1,48 @@
-"""What this router learns of sessions and of state in one replica, told to the other routers, and theirs learnt."""
+"""What this router, or worker, learns of sessions and of state in one replica: told to the others, theirs learnt."""
 
 from __future__ import annotations
 
-from router.index.redis.notes import NoteStream, StateNote, StepNote
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from router.index.redis.notes import StateNote, StepNote
 from router.routing.lineage import Lineage, Session
 from router.routing.sticky import Key, StickyTable
 
 
-def share_sessions(notes: NoteStream, lineage: Lineage, sticky: StickyTable) -> None:
-    """Connect the tables with the stream, both ways."""
+class Notes(Protocol):
+    """A way to others: routers with the same Redis, workers of the same router."""
+
+    learn_step: Callable[[StepNote], None]
+    learn_state: Callable[[StateNote], None]
+
+    def step(self, note: StepNote) -> None:
+        """Tell them of a session's latest step."""
+
+    def state(self, note: StateNote) -> None:
+        """Tell them where a state is kept."""
+
+
+def share_sessions(ways: Sequence[Notes], lineage: Lineage, sticky: StickyTable) -> None:
+    """Connect the tables with all of them, both ways. What one tells is not passed on to another."""
 
     def tell_step(session: Session) -> None:
         block, tail = session.ends[-1] if session.ends else (0, b"")
-        notes.step(
-            StepNote(
-                session.tenant,
-                session.id,
-                session.named,
-                session.parent,
-                session.home,
-                session.prompt_tokens,
-                session.shared_tokens,
-                session.steps,
-                session.kind,
-                block,
-                tail,
-            )
+        note = StepNote(
+            session.tenant,
+            session.id,
+            session.named,
+            session.parent,
+            session.home,
+            session.prompt_tokens,
+            session.shared_tokens,
+            session.steps,
+            session.kind,
+            block,
+            tail,
         )
+        for way in ways:
+            way.step(note)
 
     def learn_step(note: StepNote) -> None:
         lineage.learn(
@@ -43,8 +59,13 @@ def share_sessions(notes: NoteStream, lineage: Lineage, sticky: StickyTable) -> 
         )
 
     def tell_state(key: Key, replica_id: str) -> None:
-        notes.state(StateNote(*key, replica_id))
+        for way in ways:
+            way.state(StateNote(*key, replica_id))
 
-    lineage.tell, notes.learn_step = tell_step, learn_step
-    sticky.tell = tell_state
-    notes.learn_state = lambda note: sticky.learn((note.tenant, note.kind, note.id), note.home)
+    def learn_state(note: StateNote) -> None:
+        sticky.learn((note.tenant, note.kind, note.id), note.home)
+
+    if ways:
+        lineage.tell, sticky.tell = tell_step, tell_state
+    for way in ways:
+        way.learn_step, way.learn_state = learn_step, learn_state

@@ -2,7 +2,8 @@
 
 Changes need the token as `Authorization: Bearer TOKEN`, and are refused where none is configured, on loopback too:
 whatever runs on the machine, a web page in its browser included, could send them. Reading needs the token where there
-is one, except what monitors ask for; a browser may give it as the password of HTTP's basic scheme.
+is one, except what monitors ask for; a browser may give it as the password of HTTP's basic scheme. Where there is a
+token, an API key reads what is told of its own tenant's requests and sessions.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ OPEN_PATHS = frozenset({"/metrics", "/health", "/ready"})
 READING_POSTS = frozenset({"/explain"})
 """Questions with a body: they change nothing."""
 NO_TOKEN = "nothing can be changed here: set admin.token_file or admin.token_env in the configuration"
+TENANT = "tenant"
+"""Under this key a request holds the tenant whose API key it came with, to whom alone it belongs."""
+OWN_PATHS = ("/requests", "/sessions", "/savings")
+TenantOf = Callable[[str], str | None]
+"""The tenant of an API key; None for one that is not known."""
 WRONG = "the admin token is missing or wrong: send `Authorization: Bearer TOKEN`"
 
 
-def guard(token: Callable[[], str | None]) -> Middleware:
-    """Lets in who may; `token` is asked at each request."""
+def guard(token: Callable[[], str | None], tenant_of: TenantOf) -> Middleware:
+    """Lets in who may; `token` and `tenant_of` are asked at each request."""
 
     @web.middleware
     async def checked(
@@ -35,10 +41,22 @@ def guard(token: Callable[[], str | None]) -> Middleware:
             if not reads:
                 return _refused(403, NO_TOKEN)
         elif not (reads and request.path in OPEN_PATHS) and not _matches(request, wanted, basic=reads):
-            return _refused(401, WRONG)
+            tenant = tenant_of(_bearer(request)) if request.method in ("GET", "HEAD") and _own(request.path) else None
+            if tenant is None:
+                return _refused(401, WRONG)
+            request[TENANT] = tenant
         return await handler(request)
 
     return checked
+
+
+def _own(path: str) -> bool:
+    return path.startswith(tuple(f"{own}/" for own in OWN_PATHS)) or path in OWN_PATHS
+
+
+def _bearer(request: web.Request) -> str:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
 def _matches(request: web.Request, wanted: str, *, basic: bool) -> bool:

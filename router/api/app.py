@@ -83,6 +83,7 @@ class Api:
     async def _admitted(
         self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant
     ) -> None:
+        self._fleet.listen()
         grant.begin(parsed.model)
         try:
             if self._gate.salted:
@@ -90,6 +91,7 @@ class Api:
             await self._route(request, response, parsed, took, grant)
         finally:
             grant.end()
+            self._fleet.changed()
 
     def _answered_unasked(self, request: Request, response: Response) -> bool:
         """Answer what needs no key: probes. With keys configured the details of /ready are on the admin port alone."""

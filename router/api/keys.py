@@ -112,6 +112,15 @@ class Bucket:
         """Take it, whether it is there or not."""
         self._level -= amount
 
+    def level(self, now: float) -> float:
+        """What it holds."""
+        self.wait_s(0, now)
+        return self._level
+
+    def lower(self, level: float) -> None:
+        """It holds no more than that."""
+        self._level = min(self._level, level)
+
 
 class Usage:
     """What one key has used; counters never go back, `running` returns to zero."""
@@ -124,12 +133,17 @@ class Usage:
 
 
 class Key:
-    """A configured key with its buckets. `usage` outlives a reload."""
+    """A configured key with its buckets. `usage` outlives a reload.
+
+    What other workers let pass counts too: `running_elsewhere`, and `used_elsewhere`.
+    """
 
     def __init__(self, entry: KeyEntry, clock: Callable[[], float], before: Key | None = None) -> None:
         self.entry = entry
         self.tenant = entry.tenant or ""
         self.usage: Usage = before.usage if before is not None else Usage()
+        self.running_elsewhere: int = before.running_elsewhere if before is not None else 0
+        self.limited = any((entry.requests_per_minute, entry.tokens_per_minute, entry.max_concurrent))
         now = clock()
         self._clock = clock
         self._requests = Bucket(entry.requests_per_minute, now) if entry.requests_per_minute else None
@@ -147,7 +161,7 @@ class Key:
     def begin(self) -> None:
         """Admit a request. Raises ApiError (429)."""
         most = self.entry.max_concurrent
-        if most is not None and self.usage.running >= most:
+        if most is not None and self.usage.running + self.running_elsewhere >= most:
             message = f"This key may have {most} requests running at once; wait until one is done."
             raise self.refuse("concurrent", _too_many(message, "concurrency_limit_exceeded", 1.0))
         if self._requests is not None:
@@ -173,6 +187,25 @@ class Key:
         if self._tokens is not None:
             self._tokens.spend(tokens)
         self.usage.tokens += tokens
+
+    def levels(self) -> tuple[float | None, float | None]:
+        """What the buckets of requests and tokens hold; None without one."""
+        now = self._clock()
+        buckets = self._requests, self._tokens
+        requests, tokens = (None if each is None else each.level(now) for each in buckets)
+        return requests, tokens
+
+    def lower(self, levels: tuple[float | None, float | None]) -> None:
+        """Another worker's buckets, that were there before, hold no more than that."""
+        for bucket, level in zip((self._requests, self._tokens), levels, strict=True):
+            if bucket is not None and level is not None:
+                bucket.lower(level)
+
+    def used_elsewhere(self, requests: int, tokens: int) -> None:
+        """Another worker let so much pass."""
+        for bucket, amount in ((self._requests, requests), (self._tokens, tokens)):
+            if bucket is not None:
+                bucket.spend(amount)
 
 
 def _too_many(message: str, code: str, wait_s: float) -> ApiError:
@@ -266,6 +299,16 @@ class Gate:
 
     def __iter__(self) -> Any:
         return iter(self._keys.values())
+
+    def tenant(self, text: str) -> str | None:
+        """Whose an API key is; None if it is not known."""
+        key = self._keys.get(digest(text))
+        return None if key is None else key.tenant
+
+    @property
+    def hides_matches(self) -> bool:
+        """Whether what the caches hold would tell a tenant of another's prompts."""
+        return self._several and not self.salted
 
     def enter(self, request: Request) -> Grant:
         """Whose request it is. Raises ApiError (401)."""

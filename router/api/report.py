@@ -1,6 +1,7 @@
 """What the operators' listener tells of requests and sessions: lists with paging, single records, savings.
 
-Everything here reads; a caller that is known by an API key sees only its tenant's.
+Everything here reads; a caller that is known by an API key sees only its tenant's, and of that nothing that would tell
+what others have cached.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from router.observe.observer import Observer
 from router.observe.sessions import Session
 
 MAX_LIMIT = 500
+TELLING = frozenset(
+    {"reason", "matched_tokens", "best_matched_tokens", "candidates", "cause", "computed_tokens", "tries"}
+)
+"""Of a record or a step: what was expected to be cached, on this and on other replicas."""
 Owner = Callable[[web.Request], str | None]
 """Whose records a request may see: a tenant's, or with None everyone's."""
 
@@ -37,11 +42,14 @@ Handler = Callable[[web.Request], Any]
 
 
 class Report:
-    """The handlers. `owner`: whose records a request may see."""
+    """The handlers. `owner`: whose records a request may see. `hides_matches`: tenants share caches, and must not learn
+    from matches what others sent (see api.keys.Grant.visible).
+    """
 
-    def __init__(self, observer: Observer, owner: Owner = lambda request: None) -> None:
+    def __init__(self, observer: Observer, owner: Owner, hides_matches: Callable[[], bool]) -> None:
         self._observer = observer
         self._owner = owner
+        self._hides_matches = hides_matches
 
     def routes(self) -> list[web.RouteDef]:
         """For the admin application."""
@@ -71,15 +79,18 @@ class Report:
             for record in self._observer.recent.latest(1 << 30, since=since)
             if owner is None or record["tenant"] == owner
         )
-        return {"requests": list(islice(mine, limit)), "seq": self._observer.recent.put_count}
+        return {
+            "requests": [self._shown(each, owner) for each in islice(mine, limit)],
+            "seq": self._observer.recent.last_seq,
+        }
 
     def _request(self, request: web.Request) -> dict[str, Any]:
         wanted = request.match_info["id"]
-        record = self._observer.recent.get(wanted)
         owner = self._owner(request)
-        if record is None or (owner is not None and record["tenant"] != owner):
+        record = self._observer.recent.get(wanted, owner)
+        if record is None:
             raise ReportError(404, f"no request {wanted!r} is remembered (observe.recent_requests bounds them)", "id")
-        return record
+        return self._shown(record, owner)
 
     def _sessions(self, request: web.Request) -> dict[str, Any]:
         limit, start = whole(request, "limit", 50, MAX_LIMIT), whole(request, "start", 0, 10_000_000, least=0)
@@ -104,12 +115,17 @@ class Report:
         return {
             **session.told(),
             "recent_breaks": [step.told() for step in session.breaks],
-            "table": page[:limit],
+            "table": [self._shown(step, self._owner(request)) for step in page[:limit]],
             "next": start + limit if len(page) > limit else None,
         }
 
     def _savings(self, request: web.Request) -> dict[str, Any]:
         return {"savings": self._observer.sessions.savings(self._scope(request))}
+
+    def _shown(self, record: dict[str, Any], owner: str | None) -> dict[str, Any]:
+        if owner is None or not self._hides_matches():
+            return record
+        return {name: value for name, value in record.items() if name not in TELLING}
 
     def _scope(self, request: web.Request) -> str | None:
         """The tenant asked for, if that may be seen."""

@@ -207,6 +207,7 @@ class Route:
                 except UnknownModel:  # a replica has just come back with a model that is still being loaded
                     message = f"The model `{named.model}` is being loaded; try again shortly."
                     raise ApiError(503, message, param="model", code="model_loading", retry_after_s=1) from None
+            self.fleet.listen()
             known[info.kind] = _Known(prompt, await self.feeds.lookup(prompt.chain))
             took.lap("lookup")
         return known
@@ -300,6 +301,7 @@ class _Routed:
         traced: Traced | None = None,
     ) -> None:
         self._traced = traced
+        route.fleet.listen()
         self.request_id = request_id(request)
         self.seen: Seen | None = None
         self._took = took
@@ -569,6 +571,7 @@ class _Routed:
         """The prompt is prefilled."""
         if self._sent is not None:
             self._sent.first_byte(monotonic(), answered=status < 400)
+            self._route.fleet.changed()
         replica = self._candidates[target.id].replica
         self._judge.answered(replica, status)
         if status < 400 and self._read:
@@ -586,6 +589,7 @@ class _Routed:
         if self._sent is not None:
             self._sent.ended(monotonic())
             self._sent = None
+            self._route.fleet.changed()
             self._route.turns.admission.pump()
         replica = self._candidates[target.id].replica
         full = attempt.status == target.overload

@@ -187,6 +187,14 @@ def _cross_check(config: Config, origins: dict[KeyPath, str], path: Path | None)
                     f"{'id' if section == 'replicas' else 'name'}."
                 )
 
+    for number, replica in enumerate(config.replicas):
+        if config.workers > 1 and replica.events is not None and replica.events.bind:
+            at = ("replicas", number, "events", "bind")
+            raise ConfigError(
+                f"{_place(at, origins, path)}: {_dotted(at)}: takes connections in one process; set `workers: 1`, or "
+                "have the engine publish at an address of its own."
+            )
+
     for number, source in enumerate(config.discovery.kubernetes):
         if source.service is None and source.selector is None:
             at = ("discovery", "kubernetes", number)

@@ -505,6 +505,13 @@ class Log(Section):
 class Config(Section):
     """prefix-router's configuration file."""
 
+    workers: Annotated[
+        Count,
+        _d(
+            "Processes that share the port, one CPU core each; one more looks after them. They see each other's work. "
+            "Limits of memory, connections and queues are for each (docs/operations.md)."
+        ),
+    ] = 1
     listen: Listen = field(default_factory=Listen)
     admin: Admin = field(default_factory=Admin)
     keys: Keys = field(default_factory=Keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from router.index.types import Match
 log = logging.getLogger(__name__)
 
 NOTHING = Match(0)
+ONE_BINDS = "events.bind takes connections in one process; set workers: 1"
 NO_EVENTS = "the engine names no KV event source and none is configured"
 
 
@@ -51,6 +52,8 @@ class Feeds:
         self.shared: SharedIndex | None = None
         self._shadow_blocks = shadow_blocks
         self._sources: dict[str, _Source] = {}
+        self.tell: Callable[[str, str, Sequence[int], int], None] | None = None
+        """Set when there are other workers: (what, replica or entry, chain, block size), for their `heard`."""
 
     @property
     def _owns_slots(self) -> bool:
@@ -73,14 +76,16 @@ class Feeds:
             source.block_size = block_size
             replica.feed, replica.feed_reason = self.shared.feed(replica, block_size)
             return
-        events = replica.events or replica.info.source(replica.rank)
+        events, why = replica.events or replica.info.source(replica.rank), NO_EVENTS
+        if events is not None and events.bind and self.tell is not None:
+            events, why = None, ONE_BINDS
         settings = None if events is None else (events, model, block_size)
         if settings is not None and settings == source.settings:
             return
         await self._stop(source)
         self.index.clear_replica(replica.id)
         source.settings = settings
-        replica.feed, replica.feed_reason = Feed.SHADOW, NO_EVENTS if events is None else "connecting to its KV events"
+        replica.feed, replica.feed_reason = Feed.SHADOW, why if events is None else "connecting to its KV events"
         if events is not None:
             ledger = CacheLedger(model, block_size, counts_copies=replica.info.kind == "vllm")
             source.subscriber = EventSubscriber(
@@ -95,7 +100,7 @@ class Feeds:
             )
             source.task = asyncio.create_task(_run(replica, source.subscriber), name=f"events {replica.id}")
         else:
-            log.warning("replica %s: %s: its cache is modelled (approximate)", replica.id, NO_EVENTS)
+            log.warning("replica %s: %s: its cache is modelled (approximate)", replica.id, why)
 
     async def unfollow(self, replica_id: str) -> None:
         """Stop following a replica and forget what it holds."""
@@ -145,13 +150,25 @@ class Feeds:
         # Only what is not confirmed: the overlay is consulted just where confirmed blocks end. Confirmed blocks that
         # are not in this index (direct lookups) can't end there: the whole chain is predicted.
         direct = self.shared is not None and self._owns_slots
-        self.index.predict(_entry(replica, exact), chain if direct else chain[held.blocks - held.predicted :])
+        unconfirmed = chain if direct else chain[held.blocks - held.predicted :]
+        self.index.predict(_entry(replica, exact), unconfirmed)
+        if self.tell is not None:
+            self.tell("sent", _entry(replica, exact), unconfirmed, 0)
 
     def answered(self, replica: Replica, chain: Sequence[int], block_size: int, exact: bool) -> None:
         """`replica` has begun to answer the prompt: a modelled cache now has it; events tell for themselves."""
         source = self._sources.get(replica.id)
         if source is not None and not _followed(replica, exact):
             self.index.apply(_shadow_id(replica.id), source.shadow.touch(chain, block_size))
+            if self.tell is not None:
+                self.tell("answered", replica.id, chain, block_size)
+
+    def heard(self, what: str, name: str, chain: Sequence[int], block_size: int) -> None:
+        """Another worker sent a prompt, or got an answer that a modelled cache learns from."""
+        if what == "sent":
+            self.index.predict(name, chain)
+        elif (source := self._sources.get(name)) is not None:
+            self.index.apply(_shadow_id(name), source.shadow.touch(chain, block_size))
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Per replica: its event feed's state and counters, and how many blocks the index has for it."""

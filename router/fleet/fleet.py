@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from router.fleet.replica import Health, Replica
 
@@ -18,6 +18,10 @@ class Fleet:
         """Some replica's weight is below 1."""
         self.bounded = False
         """Some replica's room is limited: requests may have to wait for it."""
+        self.changed: Callable[[], None] = _nothing
+        """To be called when the work on a replica has changed; other workers are told (router.siblings)."""
+        self.listen: Callable[[], None] = _nothing
+        """To be called before a decision: takes in what other workers told."""
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -73,3 +77,8 @@ class Fleet:
         """Note a dispatch, for breaking ties by least recent use."""
         self._turn += 1
         replica.load.turn = self._turn
+        self.changed()
+
+
+def _nothing() -> None:
+    """There are no other workers."""

@@ -18,7 +18,8 @@ class Load:
 
     `pending_prefill`: uncached prompt tokens sent whose first answer byte has not come.
     `running`: sequences sent and not ended.
-    `other_prefill`, `other_running`: the same of the other routers, where an index is shared (else 0).
+    `other_prefill`, `other_running`: the same of this router's other workers, and of the other routers where an index
+    is shared (else 0). `other_recent`: what the other workers had prefilled lately.
     `turn`: a number that grows with every dispatch over the whole fleet; the least recently chosen replica has the
     smallest.
     `warm_tokens`: tokens that sessions living there are expected to come back for (see routing.lineage).
@@ -30,6 +31,7 @@ class Load:
         "_prefilled",
         "_sequence_s",
         "other_prefill",
+        "other_recent",
         "other_running",
         "pending_prefill",
         "running",
@@ -42,6 +44,7 @@ class Load:
         self.running = 0
         self.other_prefill = 0
         self.other_running = 0
+        self.other_recent = 0.0
         self.turn = 0
         self.warm_tokens = 0.0
         self._at = 0.0
@@ -51,12 +54,12 @@ class Load:
 
     @property
     def queued_tokens(self) -> int:
-        """Uncached prompt tokens waiting there, of all routers."""
+        """Uncached prompt tokens waiting there, of all workers and routers."""
         return self.pending_prefill + self.other_prefill
 
     @property
     def sequences(self) -> int:
-        """Sequences sent there and not ended, of all routers."""
+        """Sequences sent there and not ended, of all workers and routers."""
         return self.running + self.other_running
 
     def settle(self, now: float) -> None:
@@ -67,7 +70,12 @@ class Load:
     def recent(self, now: float) -> tuple[float, float]:
         """(uncached prompt tokens a second, mean number of sequences) lately; `now` in seconds, any steady clock."""
         self._fade(now)
-        return self._prefilled / RECENT_S, self._sequence_s / RECENT_S
+        return (self._prefilled + self.other_recent) / RECENT_S, self._sequence_s / RECENT_S
+
+    def own_recent(self, now: float) -> float:
+        """The uncached prompt tokens of the last half minute that this worker sent, the older the less."""
+        self._fade(now)
+        return self._prefilled
 
     def begin(
         self, uncached_tokens: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None

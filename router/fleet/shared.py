@@ -18,7 +18,7 @@ from router.fleet.fleet import Fleet
 from router.fleet.replica import Feed, Replica
 from router.index.memory import MemoryIndex
 from router.index.redis.direct import RedisDirectIndex
-from router.index.redis.inflight import InFlight, InFlightShare
+from router.index.redis.inflight import NONE, InFlight, InFlightShare
 from router.index.redis.layout import Layout
 from router.index.redis.mirror import MirrorState, RedisMirror
 from router.index.redis.notes import NoteStream
@@ -36,6 +36,7 @@ class SharedIndex:
     """`index` holds the mirror's copy, or with `direct` only what this router models itself.
 
     `joined` is told who is published, whenever that changes: a replica leaves when its agent is gone for good.
+    `siblings`: the work of this router's other workers, which share its `router_id`: each tells the work of all.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class SharedIndex:
         direct: bool,
         direct_timeout_s: float,
         joined: Callable[[list[Endpoint]], None] | None,
+        siblings: Callable[[str], InFlight] = lambda replica_id: NONE,
     ) -> None:
         layout = Layout(pool)
         self._store = store
         self._fleet = fleet
         self._index = index
         self._joined = joined
+        self._siblings = siblings
         self._published: list[Endpoint] = []
         self._records: dict[str, ReplicaRecord] = {}
         self.registry = Registry(store, layout)
@@ -129,15 +132,20 @@ class SharedIndex:
         ]
 
     def _own_work(self) -> dict[str, InFlight]:
-        return {r.id: InFlight(r.load.pending_prefill, r.load.running) for r in self._fleet}
+        work = {}
+        for replica in self._fleet:
+            own, theirs = replica.load, self._siblings(replica.id)
+            work[replica.id] = InFlight(own.pending_prefill + theirs.prefill_tokens, own.running + theirs.requests)
+        return work
 
     async def _follow(self) -> None:
         while True:
             self._records = {record.replica_id: record for record in self.registry.replicas()}
             self._tell_membership()
             for replica in self._fleet:
-                others = self.share.others(replica.id)
-                replica.load.other_prefill, replica.load.other_running = others.prefill_tokens, others.requests
+                others, siblings = self.share.others(replica.id), self._siblings(replica.id)
+                replica.load.other_prefill = others.prefill_tokens + siblings.prefill_tokens
+                replica.load.other_running = others.requests + siblings.requests
                 record = self._records.get(replica.id)
                 if record is not None and record.live and record.load is not None:
                     load = record.load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -18,6 +18,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 STAGES = ("parse", "render", "tokenize", "hash", "lookup", "queue", "decide", "observe", "connect")
 """Of a request before it is with a replica; `queue`: waiting for room."""
 STAGE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
+
+Family = tuple[str, str, str, list[tuple[str, list[tuple[str, str]], float]]]
+"""(name, type, help, samples: (name, labels, value))."""
 
 
 _Kind = TypeVar("_Kind", Counter, Histogram)
@@ -109,14 +112,33 @@ class Metrics:
             "stage",
             STAGE_SECONDS,
         )
-        registry.register(_Scraped(read))
+        registry.register(ReadWhenScraped(read))
 
     def page(self) -> bytes:
         """The /metrics page in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def families(self) -> list[Family]:
+        """The same as data, for a supervisor of several workers (observe.merged)."""
+        return as_data(self.registry.collect())
 
-class _Scraped(Collector):
+
+def as_data(families: Iterable[Metric]) -> list[Family]:
+    """What a collector gives, to be sent elsewhere."""
+    return [
+        (
+            family.name,
+            family.type,
+            family.documentation,
+            [(sample.name, list(sample.labels.items()), sample.value) for sample in family.samples],
+        )
+        for family in families
+    ]
+
+
+class ReadWhenScraped(Collector):
+    """Samples of what is declared in observe.scraped."""
+
     def __init__(self, read: Callable[[], Iterator[Sample]]) -> None:
         self._read = read
 

@@ -79,18 +79,19 @@ class Recent:
     def __init__(self, size: int = 2000) -> None:
         self._size = size
         self._breaks: deque[dict[str, Any]] = deque(maxlen=min(size, MAX_BREAKS))
-        self._records: OrderedDict[str, dict[str, Any] | Passed] = OrderedDict()
-        self.put_count = 0
+        self._records: OrderedDict[tuple[str, str], dict[str, Any] | Passed] = OrderedDict()  # by tenant and id
+        self.last_seq = 0
+        """Microseconds since 1970, or one more than the last: workers' records have one order."""
 
     def put(self, record: dict[str, Any] | Passed) -> None:
-        """Remember a record under its `id`, in place of an earlier one of the same id."""
-        self.put_count += 1
+        """Remember a record under its `id`, in place of an earlier one of its tenant's with the same id."""
+        self.last_seq = max(self.last_seq + 1, time.time_ns() // 1000)
         if isinstance(record, Passed):
-            record.seq, identifier = self.put_count, record.id
+            record.seq, key = self.last_seq, (record.tenant, record.id)
         else:
-            record["seq"], identifier = self.put_count, record["id"]
-        self._records.pop(identifier, None)
-        self._records[identifier] = record
+            record["seq"], key = self.last_seq, (record["tenant"], record["id"])
+        self._records.pop(key, None)
+        self._records[key] = record
         if len(self._records) > self._size:
             self._records.popitem(last=False)
         if isinstance(record, dict) and record.get("break") is not None:
@@ -100,9 +101,13 @@ class Recent:
         """The last records with a prefix break, the newest first."""
         yield from reversed(self._breaks)
 
-    def get(self, request_id: str) -> dict[str, Any] | None:
-        """A record; None if it is not known (any more)."""
-        record = self._records.get(request_id)
+    def get(self, request_id: str, tenant: str | None = None) -> dict[str, Any] | None:
+        """A record, of that tenant's or (None) the newest of anyone's; None if it is not known (any more)."""
+        if tenant is not None:
+            record = self._records.get((tenant, request_id))
+        else:
+            found = (each for (_, known), each in reversed(self._records.items()) if known == request_id)
+            record = next(found, None)
         return record.told() if isinstance(record, Passed) else record
 
     def latest(self, limit: int, *, since: int = 0) -> Iterator[dict[str, Any]]:

@@ -104,6 +104,8 @@ SCRAPED = {
         _counter("unauthenticated", "Requests without a valid API key; with keys only."),
         _counter("config_reloads", "Times the configuration was read again: taken, or refused.", "result"),
         _gauge("config_refused", "1 while the configuration's files are refused: an older one is in force."),
+        _gauge("worker_up", "1 while the worker serves; with several workers only.", "worker"),
+        _counter("worker_restarts", "Times a worker ended and was started again; with several workers only."),
         _gauge("models_approximate", "Models without exact tokens."),
     )
 }

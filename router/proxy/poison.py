@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import xxhash
@@ -36,6 +37,8 @@ class PoisonGuard:
         self._size = size
         self._suspects: OrderedDict[int, _Suspect] = OrderedDict()
         self._failed: OrderedDict[int, tuple[str, float]] = OrderedDict()
+        self.tell: Callable[[int, str | None, float], None] | None = None
+        """Other workers' guards hear of losses and answers."""
 
     @property
     def watching(self) -> bool:
@@ -48,7 +51,16 @@ class PoisonGuard:
         return xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(path.encode()))
 
     def lost(self, fingerprint: int, replica: str, now: float) -> None:
-        """The request's connection to the replica broke. Times are monotonic seconds."""
+        """The request's connection to the replica broke. Times are monotonic seconds, one clock for all processes."""
+        self.heard(fingerprint, replica, now)
+        if self.tell is not None:
+            self.tell(fingerprint, replica, now)
+
+    def heard(self, fingerprint: int, replica: str | None, now: float) -> None:
+        """Another worker lost the request on a replica, or (None) had it answered."""
+        if replica is None:
+            self._suspects.pop(fingerprint, None)
+            return
         suspect = self._suspects.pop(fingerprint, None)
         if suspect is None or now - suspect.at > self._memory_s:
             suspect = _Suspect()
@@ -75,7 +87,8 @@ class PoisonGuard:
 
     def answered(self, fingerprint: int) -> None:
         """The request was answered in full: it kills nobody."""
-        self._suspects.pop(fingerprint, None)
+        if self._suspects.pop(fingerprint, None) is not None and self.tell is not None:
+            self.tell(fingerprint, None, 0.0)
         self._failed.pop(fingerprint, None)
 
     def refused_for(self, fingerprint: int, now: float) -> float:

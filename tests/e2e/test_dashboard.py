@@ -174,7 +174,7 @@ async def test_live_tells_what_is_new(build: Build) -> None:
     _, start = await live(0)
     assert (start["seq"], start["requests"], start["ready"]["status"]) == (0, [], "ready")
     told = await send(system.url, body(SESSION, 0))
-    await until(lambda: system.app.observer.recent.put_count == 1, "the request is over")
+    await until(lambda: len(list(system.app.observer.recent.latest(9))) == 1, "the request is over")
     _, first = await live(start["seq"])
     assert [one["id"] for one in first["requests"]] == [receipt(told, "request")]
     assert (await live(first["seq"]))[1]["requests"] == []

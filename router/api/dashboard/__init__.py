@@ -30,21 +30,14 @@ SESSIONS, BREAKS, PREFIXES = 15, 15, 7
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 
 
-class Dashboard:
-    """The handlers. `ready`, `replicas`: as on /ready and /replicas."""
+class Page:
+    """The page at `/`."""
 
-    def __init__(self, observer: Observer, ready: Ready, replicas: Callable[[], list[dict[str, Any]]]) -> None:
-        self._observer = observer
-        self._ready = ready
-        self._replicas = replicas
-        self._run = uuid.uuid4().hex
+    def __init__(self) -> None:
         self._page, self._policy = _page()
 
-    def routes(self) -> list[web.RouteDef]:
-        """For the admin application."""
-        return [web.get("/", self._get), web.get("/live", self._live)]
-
-    async def _get(self, request: web.Request) -> web.Response:
+    async def get(self, request: web.Request) -> web.Response:
+        """Answer with it."""
         headers = {
             "content-type": "text/html; charset=utf-8",
             "content-security-policy": self._policy,
@@ -53,6 +46,20 @@ class Dashboard:
             "x-content-type-options": "nosniff",
         }
         return web.Response(body=self._page, headers=headers)
+
+
+class Dashboard:
+    """The handlers. `ready`, `replicas`: as on /ready and /replicas."""
+
+    def __init__(self, observer: Observer, ready: Ready, replicas: Callable[[], list[dict[str, Any]]]) -> None:
+        self._observer = observer
+        self._ready = ready
+        self._replicas = replicas
+        self._run = uuid.uuid4().hex
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the admin application."""
+        return [web.get("/", Page().get), web.get("/live", self._live)]
 
     async def _live(self, request: web.Request) -> web.Response:
         """`?since=`: the `seq` of the last answer; requests that ended since are told. `run`: another one after a
@@ -65,7 +72,7 @@ class Dashboard:
         told = {
             "run": self._run,
             "now": round(time.time(), 3),
-            "seq": observer.recent.put_count,
+            "seq": observer.recent.last_seq,
             "ready": self._ready()[1],
             "replicas": self._replicas(),
             "timeline": observer.timeline.told(),
