@@ -28,7 +28,7 @@ from router.proxy.poison import PoisonGuard
 
 log = logging.getLogger(__name__)
 
-SHORTEST_S = 0.001
+SHORTEST_S, LONGEST_S = 0.001, 0.05
 SHARE = 20
 """Telling, and listening, each takes at most a twentieth of the time: large fleets are told of less often."""
 HEARTBEAT_S = 0.5
@@ -66,14 +66,19 @@ _decode_message = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class _Pace:
-    """When something that takes its time may be done again."""
+    """When something that takes its time may be done again: `begin`, do it, `end`."""
 
     def __init__(self) -> None:
         self.due = 0.0
+        self._began = 0.0
 
-    def done(self, began: float) -> None:
-        now = time.monotonic()
-        self.due = now + max(SHORTEST_S, (now - began) * SHARE)
+    def begin(self) -> None:
+        # Of this thread, not of the clock: a process that had to wait for its core must not fall silent for it.
+        self._began = time.thread_time()
+
+    def end(self) -> None:
+        took = time.thread_time() - self._began
+        self.due = time.monotonic() + min(LONGEST_S, max(SHORTEST_S, took * SHARE))
 
 
 class Siblings:
@@ -153,8 +158,9 @@ class Siblings:
         """Take in what the others told since the last time."""
         now = time.monotonic()
         if now >= self._listening.due:
+            self._listening.begin()
             self._hear()
-            self._listening.done(now)
+            self._listening.end()
 
     async def _run(self) -> None:
         told = 0.0
@@ -172,11 +178,11 @@ class Siblings:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        began = time.monotonic()
-        work = {}
+        self._telling.begin()
+        now, work = time.monotonic(), {}
         for replica in self._fleet:
             load = replica.load
-            recent = load.own_recent(began)
+            recent = load.own_recent(now)
             if load.running or load.pending_prefill or recent >= 1:
                 work[replica.id] = Work(load.pending_prefill, load.running, recent)
         keys = {
@@ -188,7 +194,7 @@ class Siblings:
             self._own.tell(_encode(State(self._life, work, keys)))
         except ValueError as error:
             log.error("the other workers can't see this one's work: %s", error)
-        self._telling.done(began)
+        self._telling.end()
 
     def _hear(self, *, first: bool = False) -> None:
         changed = False
