@@ -246,9 +246,9 @@ class Siblings:
     def _say(self, *message: Any) -> None:
         self._own.say(_encode(message))
 
-    def _say_chain(self, kind: str, name: str, chain: Sequence[int]) -> None:
+    def _say_chain(self, kind: str, name: str, chain: Sequence[int], block_size: int) -> None:
         if chain:
-            self._say(kind, name, array("Q", chain[:MOST_BLOCKS]).tobytes())
+            self._say(kind, name, array("Q", chain[:MOST_BLOCKS]).tobytes(), block_size)
 
     def _do(self, message: list[Any]) -> None:
         kind, *rest = message
@@ -259,7 +259,7 @@ class Siblings:
         elif kind == "poison":
             self._poison().heard(*rest)
         else:
-            self._feeds.heard(kind, rest[0], _chain(rest[1]))
+            self._feeds.heard(kind, rest[0], _chain(rest[1]), rest[2])
 
 
 def _chain(data: bytes) -> list[int]:

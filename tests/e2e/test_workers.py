@@ -182,6 +182,19 @@ async def test_state_kept_by_one_replica_is_found_by_every_worker(client, tmp_pa
                 assert answer.headers["x-prefix-router-replica"] == home
 
 
+async def test_what_one_worker_models_of_a_cache_all_know(client, tmp_path: Path) -> None:
+    engines = ReplicaConfig(model="sim", timing=time_model("instant"), events=False)
+    async with SimulatedFleet(3, engines) as fleet, router_process(tmp_path, settings(fleet)) as router:
+        await router.up(client, 3)
+        content, homes = "A long beginning that is shared. " * 40, set()
+        for step in range(12):
+            status, headers, _ = await chat(router, client, content=content + f"Question {step}")
+            assert status == 200
+            homes.add(headers["x-prefix-router-replica"])
+            assert step == 0 or int(headers["x-prefix-router-matched-tokens"]) > 200
+        assert len(homes) == 1, "whichever worker is asked"
+
+
 async def test_workers_count_as_one_router_in_redis(fleet, client, tmp_path: Path) -> None:
     """A second router sees the work of all workers, once."""
     binary = BINARIES["valkey"]
