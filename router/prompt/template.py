@@ -137,9 +137,29 @@ def _environment(max_chars: int) -> _Environment:
     )
     environment.max_chars = max_chars
     environment.filters["tojson"] = _tojson
+
+    def bounded(value: Any) -> Any:
+        if isinstance(value, str | list | tuple) and len(value) > max_chars:
+            raise TemplateError("the chat template's output is over its size limit")
+        return value
+
+    environment.filters[_BOUNDED] = bounded
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+_BOUNDED = "router_bounded"
+
+
+def _bound_assignments(tree: jinja2.nodes.Template) -> None:
+    """Measure every assigned value: `{% set s = s ~ s %}` in a loop would double a text until the memory is full."""
+    for node in list(tree.find_all(jinja2.nodes.Assign)):
+        measured = jinja2.nodes.Filter(node.node, _BOUNDED, [], [], None, None)
+        measured.set_lineno(node.lineno)
+        assert node.environment is not None
+        measured.set_environment(node.environment)
+        node.node = measured
 
 
 class ChatTemplate:
@@ -169,6 +189,7 @@ class ChatTemplate:
         try:
             tree = environment.parse(source)
             resumable = environment.parse(source)
+            _bound_assignments(resumable)
             if max_snapshot_bytes and make_resumable(resumable):
                 resumption = environment.resumption = Resumption(Snapshots(max_snapshot_bytes), environment.getitem)
                 for method in (resumption.enter, resumption.tail, resumption.item):

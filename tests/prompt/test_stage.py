@@ -289,6 +289,8 @@ def test_incremental_chain_is_the_fresh_chain(first: list[int], second: list[int
         "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = namespace() %}{% endfor %}{% endfor %}",
         "{{ messages.__class__.__mro__ }}{{ ''.__class__.__bases__[0].__subclasses__() }}",
+        "{% set n = namespace(s='aa') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set n = namespace(s=[1]) %}{% for i in range(40) %}{% set n.s = n.s + n.s %}{% endfor %}",
         "{{ messages.append(1) }}",
         "{{ raise_exception('no') }}",
     ],
