@@ -112,6 +112,17 @@ async def test_it_follows_the_fleet_and_drills_down(build: Build, page: Page, tm
     assert [trouble for trouble in page.troubles if "404" not in trouble] == []
 
 
+async def test_what_is_not_read_is_not_claimed(build: Build, page: Page) -> None:
+    """Under a policy that passes prompts on unread the page says that breaks are not known, not that there are none."""
+    system = await build(replicas=1, settings={"routing.policy": "round_robin"})
+    await page.call("Page.navigate", url=system.admin_url)
+    await page.until("document.querySelector('#breaks').innerText.includes('None so far')")
+    told = await send(system.url, body(SESSION, 0))
+    await row(page, receipt(told, "request"))
+    await page.until("document.querySelector('#breaks').innerText.includes('unread')")
+    assert page.troubles == []
+
+
 async def test_screen_readers_get_names_for_everything(build: Build, page: Page) -> None:
     system = await build(replicas=2)
     told = await send(system.url, body(SESSION, 1))

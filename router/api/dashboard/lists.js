@@ -6,6 +6,12 @@ let held = false;
 // A list stays as it is while someone reads it: under the pointer, with the focus in it, or on hold.
 const read = (list) => held || list.matches(":hover") || list.contains(document.activeElement);
 
+// Why a list is empty: under policies that don't look at caches prompts may be passed on unread.
+function nothing(otherwise) {
+  const unread = flow.length && flow.every((one) => one.prompt_tokens === null);
+  return unread ? "Not known: under this policy prompts are passed on unread (observe.prompts: always reads them)." : otherwise;
+}
+
 function drawRequests(fresh) {
   const table = $("requests");
   if (read(table)) return;
@@ -28,7 +34,7 @@ function drawBreaks(told) {
     h("div", { class: "mute" }, [one.break.message === null ? "" : `message ${one.break.message}, `, one.break.field, one.break.offset === null ? "" : `, character ${whole(one.break.offset)}`].join("") || "the chat template's text"),
     h("div", {}, `${whole(one.break.tokens_lost)} tokens lost, `, one.session ? link("session", one.session, `step ${one.step}`) : ""));
   keyed($("breaks"), told.breaks.slice(0, 7), (one) => run + one.seq, make);
-  if (!told.breaks.length) $("breaks").append(h("li", { class: "empty", "data-key": "none" }, "None: every step extends the one before."));
+  if (!told.breaks.length) $("breaks").replaceChildren(h("li", { class: "empty", "data-key": "none" }, nothing("None so far.")));
 }
 
 function drawSessions(told) {
@@ -61,5 +67,5 @@ function drawPrefixes(told) {
     item.title = "last block " + one.key;
     item.querySelector(".bar span").style.width = (100 * one.tokens * one.requests) / most + "%";
   });
-  if (!told.prefixes.length) $("hot").append(h("li", { class: "empty", "data-key": "none" }, "No prefix was sent twice lately."));
+  if (!told.prefixes.length) $("hot").append(h("li", { class: "empty", "data-key": "none" }, nothing("No prefix was sent twice lately.")));
 }
