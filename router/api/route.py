@@ -176,7 +176,7 @@ class Route:
             if state is not None:
                 self.sticky.keep(state, outcome.target_id)
         self._note(parsed, routed, outcome)
-        if traced is not None and (record := self.observer.recent.get(routed.request_id)) is not None:
+        if traced is not None and (record := self.observer.recent.get(routed.request_id, grant.tenant)) is not None:
             traced.told(record)
 
     async def explain(self, request: Request, parsed: ApiRequest) -> dict[str, Any]:
