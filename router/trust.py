@@ -80,7 +80,10 @@ class Record:
 
 @dataclass(slots=True, eq=False)
 class _Look:
-    """One prompt's blocks, to be looked for at `due` (loop time); `best` were seen of `expected`."""
+    """One prompt's blocks, to be looked for at `due` (loop time); `best` were seen of `expected`.
+
+    `clears`: how often the replica's blocks had been forgotten when it began.
+    """
 
     due: float
     began: float
@@ -88,6 +91,7 @@ class _Look:
     record: Record
     chain: list[int]
     expected: int
+    clears: int
     best: int = 0
 
 
@@ -237,7 +241,8 @@ class Trust:
         if not expected or len(self._looks) >= _MAX_WAITING:
             return
         now = asyncio.get_running_loop().time()
-        self._looks.append(_Look(now + _LOOKS_S[0], now, 0, record, prompt.chain[:expected], expected))
+        clears = self._feeds.history(record.replica.id)[0]
+        self._looks.append(_Look(now + _LOOKS_S[0], now, 0, record, prompt.chain[:expected], expected, clears))
         if self._looker is None or self._looker.done():
             self._looker = asyncio.create_task(self._look(), name="look for blocks")
 
@@ -254,6 +259,8 @@ class Trust:
                 if look.best < look.expected and look.step < len(_LOOKS_S):
                     look.due = look.began + _LOOKS_S[look.step]
                     continue
-                record.blocks.note(look.expected, look.best)
-                self._judge(record)
+                # What a restart, a reset or a loss of events that was noticed took away speaks of no token ids.
+                if look.best == look.expected or self._feeds.history(replica.id)[0] == look.clears:
+                    record.blocks.note(look.expected, look.best)
+                    self._judge(record)
             self._looks.remove(look)

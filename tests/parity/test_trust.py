@@ -72,7 +72,7 @@ async def test_predictions_that_come_true_say_nothing(trust: Trust) -> None:
     answer(trust, replica, 62, 992, 100)
     answer(trust, replica, 0, 0, 100)
     assert (trust.alerts(), replica.distrust) == ([], "")
-    drifts = {name: value for name, _, _, _, _, value in trust.samples()}
+    drifts = {name: value for name, _, value in trust.samples()}
     assert drifts["prediction_drift"] == 0
 
 
