@@ -175,8 +175,6 @@ def make_index(request: pytest.FixtureRequest) -> Iterator[MakeIndex]:
     def make(max_blocks: int) -> BlockIndex:
         while made:
             made.pop().close()
-        if request.param == "direct" and max_blocks < 1000:
-            pytest.skip("Redis has no bound on blocks: its maxmemory bounds it (tests/redis/test_faults.py, full)")
         made.append(SharedIndex(thread, url, max_blocks if request.param == "mirror" else None))
         return made[0]
 

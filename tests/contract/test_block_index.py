@@ -135,6 +135,7 @@ async def test_more_replicas_than_a_machine_word_has_bits(make_index: MakeIndex)
     assert matches == {f"r{number}": Match(number + 1) for number in range(100)}
 
 
+@pytest.mark.parametrize("make_index", ["memory", "mirror"], indirect=True)  # Redis: maxmemory, tests/redis/test_faults
 async def test_the_bound_refuses_new_blocks_only(make_index: MakeIndex) -> None:
     index = make_index(3)
     for name in ("a", "b"):

@@ -277,7 +277,7 @@ async def test_a_changed_config_map_is_taken_up(render: Render, engines: Simulat
     volume = tmp_path / "config"
     volume.mkdir()
     kubelet_writes(volume, {"config.yaml": written("round_robin")})
-    router = RouterProcess(tmp_path, {}, [])
+    router = RouterProcess(tmp_path, {}, [], {})
     router.write = lambda **settings: None  # type: ignore[method-assign]
     router.file = volume / "config.yaml"
     try:

@@ -26,9 +26,19 @@ def tiny_vllm() -> ChatModel:
     return load_model(MODEL, chat_template=TEMPLATE, tokenizer_class="Qwen2Tokenizer")
 
 
+def _directory(name: str) -> Path:
+    directory = ROOT / ".cache" / "tokenizers" / name
+    if not (directory / "tokenizer.json").is_file():
+        pytest.skip(f"{name}: not downloaded; run: python tests/prompt/fetch_tokenizers.py")
+    return directory
+
+
 @pytest.fixture(scope="session", params=REAL)
 def real_directory(request: pytest.FixtureRequest) -> Path:
-    directory = ROOT / ".cache" / "tokenizers" / str(request.param)
-    if not (directory / "tokenizer.json").is_file():
-        pytest.skip(f"{request.param}: not downloaded; run: python tests/prompt/fetch_tokenizers.py")
-    return directory
+    return _directory(request.param)
+
+
+@pytest.fixture(scope="session", params=[name for name in REAL if name not in ("gptoss", "llama2")])
+def templated_directory(request: pytest.FixtureRequest) -> Path:
+    """A real model whose files have a chat template."""
+    return _directory(request.param)

@@ -150,10 +150,9 @@ def test_resumed_text_is_the_whole_text(name: str, seed: int) -> None:
     compare(TEMPLATES[name], seed, 60)
 
 
-def test_real_templates(real_directory: Path) -> None:
-    model = load_model(real_directory, fast=False)
-    if model.template_source is None:
-        pytest.skip(f"{real_directory.name}: its files have no chat template")
+def test_real_templates(templated_directory: Path) -> None:
+    model = load_model(templated_directory, fast=False)
+    assert model.template_source is not None
     for seed in range(12):
         compare(model.template_source, seed, 60)
 
@@ -179,13 +178,13 @@ def test_only_the_end_is_rendered_again(name: str) -> None:
     assert resumed > 0.9 * total
 
 
-def test_real_templates_resume(real_directory: Path) -> None:
-    source = load_model(real_directory, fast=False).template_source
-    if source is None:
-        pytest.skip(f"{real_directory.name}: its files have no chat template")
+def test_real_templates_resume(templated_directory: Path) -> None:
+    source = load_model(templated_directory, fast=False).template_source
+    assert source is not None
     resumed, total = growing(source)
-    print(f"{real_directory.name}: {resumed / total:.0%} of the messages not rendered again")
-    assert resumed >= 0
+    print(f"{templated_directory.name}: {resumed / total:.0%} of the messages not rendered again")
+    # Qwen3's looks at the last question from behind, which each step moves: it is rendered whole.
+    assert resumed > 0.9 * total or templated_directory.name == "qwen3"
 
 
 def test_snapshots_are_bounded() -> None:
