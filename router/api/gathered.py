@@ -123,19 +123,20 @@ class Gathered:
     async def _session(self, request: web.Request) -> dict[str, Any]:
         limit, start = whole(request, "limit", 100, MAX_LIMIT), whole(request, "start", 0, 10_000_000, least=0)
         parts: list[dict[str, Any]] = []
+        firsts: list[dict[str, Any]] = []
         at: int | None = 0
         while at is not None:
             query = {"limit": str(MAX_LIMIT), "start": str(at)}
             pages = await self._ask(request, str(request.rel_url.with_query(query)))
             parts += pages
+            firsts = firsts or pages
             at = next((page["next"] for page in pages if page["next"]), None)
         if len({part["id"] for part in parts}) > 1:
             ids = ", ".join(sorted({part["id"] for part in parts})[:5])
             raise ReportError(409, f"several sessions have this name; ask by id: {ids}", "id")
-        first = {part["began"]: part for part in reversed(parts)}
-        told = merged_sessions(first.values())[0]
+        told = merged_sessions(firsts)[0]
         breaks = {(each["at"], each["request"]): each for part in parts for each in part["recent_breaks"]}
-        table = merged_steps(parts)
+        table = merged_steps(parts, told)
         return {
             **told,
             "recent_breaks": [breaks[key] for key in sorted(breaks)],
@@ -264,10 +265,13 @@ def merged_sessions(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(sessions.values(), key=lambda told: told["last"], reverse=True)
 
 
-def merged_steps(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps of one session as several workers tell them, by time, with their sums anew."""
+def merged_steps(parts: Sequence[dict[str, Any]], session: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of one session as several workers tell them, by time, with their sums anew: the last ones are those of
+    `session` as a whole, of which the oldest steps may be forgotten."""
     rows = sorted((row for part in parts for row in part["table"]), key=lambda row: row["at"])
-    without = done = 0
+    known = [row for row in rows if row["reused_tokens"] is not None]
+    without = session["prompt_tokens"] - sum(row["prompt_tokens"] for row in known)
+    done = session["prefilled_tokens"] - sum(row["prefilled_tokens"] for row in known)
     merged = []
     for row in rows:
         without += row["prompt_tokens"] if row["reused_tokens"] is not None else 0
