@@ -7,11 +7,11 @@ from loadtest.workloads import agents
 from replica.simulator.timing import time_model
 
 
-async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_its_tail_is_shorter(build) -> None:
+async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_answers_sooner(build) -> None:
     # 32 agents in 4 groups that share a system prompt each, 8 steps of 300 tokens.
     workload = agents(sessions=32, steps=8, groups=4, system_tokens=1500, output_tokens=8, think_s=0.05, seed=3)
     prefilled: dict[str, int] = {}
-    p99: dict[str, float] = {}
+    mean: dict[str, float] = {}
     for policy in ("round_robin", "prefix"):
         # A 70B model at half speed: simulated prefills are long against this machine's own noise.
         system = await build(
@@ -23,8 +23,8 @@ async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_its_tail_is
         assert result.summary.errors == 0
         prefilled[policy] = system.fleet.total().prefilled
         assert result.summary.ttft is not None
-        p99[policy] = result.summary.ttft.p99
+        mean[policy] = result.summary.ttft.mean
         await system.idle()
     assert prefilled["prefix"] <= 0.4 * prefilled["round_robin"], prefilled
-    assert p99["prefix"] < p99["round_robin"], p99
-    print(prefilled, p99)
+    # The tail is the cold start of 16 agents at once, under any policy; tests/replay asserts on tails, in virtual time.
+    assert mean["prefix"] < 0.8 * mean["round_robin"], mean
