@@ -1,4 +1,5 @@
-"""Installs vLLM for the CPU into .cache/vllm and makes the tiny model it serves in .cache/tiny-model (once)."""
+"""Installs vLLM for the CPU into .cache/vllm, makes the tiny model it serves in .cache/tiny-model, and fetches SGLang's
+wheel into .cache/sglang, not to be run but read (once)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache"
 PYTHON = CACHE / "vllm" / "bin" / "python"
 MODEL = CACHE / "tiny-model"
+SGLANG = "sglang==0.5.23"
 
 
 def main() -> int:
@@ -33,6 +35,10 @@ def main() -> int:
     if not (MODEL / "model.safetensors").exists():
         print("making the tiny model in .cache/tiny-model ...", flush=True)
         subprocess.run([str(PYTHON), str(HERE / "make_tiny_model.py"), str(MODEL)], check=True)
+    if not list((CACHE / "sglang").glob("*.whl")):
+        print("fetching SGLang's wheel into .cache/sglang (39 MB to download) ...", flush=True)
+        download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*download, "--dest", str(CACHE / "sglang"), SGLANG], check=False)
     return 0
 
 

@@ -1,6 +1,6 @@
 """The engines' flags that the chart uses, as their makers document them; what isn't here the chart may not render.
 
-vLLM: https://docs.vllm.ai/en/latest/cli/serve/ (tests/engines_real asks vLLM's own parser as well).
+vLLM: https://docs.vllm.ai/en/latest/cli/serve/ (tests/engines_real asks vLLM's own parser, and reads SGLang's source).
 SGLang: https://docs.sglang.io/docs/advanced_features/server_arguments
 """
 
