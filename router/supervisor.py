@@ -1,7 +1,8 @@
 """A router of several workers (workers: N): one process that owns the configuration and the admin port, N that serve.
 
 The workers listen on one port (SO_REUSEPORT: the kernel spreads connections), and see each other's work through shared
-memory (router.siblings). One that ends is started again, with growing pauses; only its own answers break.
+memory (router.siblings). One that ends is started again, with growing pauses; only its own answers break. One that
+hangs gets connections all the same, so it is killed.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 STEADY_S = 60.0
 """A worker that was up for so long is started again at once when it ends."""
 SLACK_S = 5.0
+HUNG_S = 10.0
+"""A worker whose event loop answers nothing for so long hangs: the kernel goes on giving it connections."""
+WATCH_S = 2.0
 RELOAD_S = 300.0
 """Changed models' tokenizer files may have to be fetched."""
 
@@ -98,7 +102,9 @@ class Supervisor:
         except WorkerFailed as error:
             raise ConfigError(str(error)) from None
         self._keepers = [
-            asyncio.create_task(self._keep(worker), name=f"worker {worker.number}") for worker in self._workers
+            asyncio.create_task(task(worker), name=f"worker {worker.number}")
+            for worker in self._workers
+            for task in (self._keep, self._watch)
         ]
         tell_addresses(self.config, port, admin_port)
 
@@ -188,6 +194,20 @@ class Supervisor:
                 await self._start_again(worker)
             del self._troubles[worker.number]
             log.info("worker %d serves again", worker.number)
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """Kill a worker that hangs; `_keep` starts it again."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not worker.up:
+                continue
+            process = worker.pid
+            try:
+                await worker.ask("GET", "/health", seconds=HUNG_S)
+            except OSError as error:
+                if worker.up and worker.pid == process:
+                    log.error("worker %d does not answer, it is killed: %s", worker.number, error)
+                    await worker.kill()
 
     async def _start_again(self, worker: WorkerProcess) -> None:
         generation = self._generation

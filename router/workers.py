@@ -111,6 +111,11 @@ class WorkerProcess:
         self._client = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket)))
         self.up = True
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None before the first start."""
+        return None if self._process is None else self._process.pid
+
     async def ended(self) -> int:
         """Wait until it has ended; its exit status, negative for a signal."""
         assert self._process is not None
@@ -165,7 +170,8 @@ class WorkerProcess:
             ) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ConnectionError(f"worker {self.number}: {error}") from error
+            why = str(error) or f"no answer within {seconds:g} s"
+            raise ConnectionError(f"worker {self.number}: {why}") from error
 
     async def _close(self) -> None:
         if self._client is not None:

@@ -279,6 +279,18 @@ async def test_limits_of_a_key_hold_over_all_workers(fleet, client, tmp_path: Pa
         assert await total(router, client, "prefix_router_key_requests_total") >= slow.count(200)
 
 
+async def test_a_worker_that_hangs_is_killed_and_starts_again(fleet, client, tmp_path: Path) -> None:
+    async with router_process(tmp_path, settings(fleet)) as router:
+        await router.up(client, 2)
+        victim = children(router)[0]
+        os.kill(victim, signal.SIGSTOP)
+        await router.said("does not answer, it is killed")
+        await router.said("serves again")
+        assert len(children(router)) == WORKERS and victim not in children(router)
+        answers = await asyncio.gather(*(chat(router, client) for _ in range(60)))
+        assert Counter(status for status, _, _ in answers) == {200: 60}
+
+
 async def test_a_reload_and_the_operators_wishes_reach_all_workers(fleet, client, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ADMIN_TOKEN", "t0ken")
     more = {"admin": {"port": 0, "token_env": "ADMIN_TOKEN"}, "reload": {"watch": False}}
