@@ -15,6 +15,7 @@ import aiohttp
 
 from router.blocks import TOKEN_BYTES, unpack
 from router.fleet.replica import Health, Replica
+from router.fleet.speed import effort
 from router.observe.scraped import Sample
 from router.routing.placement import Placement
 
@@ -96,7 +97,7 @@ class Warmup:
         if salt:
             body["cache_salt"] = salt
         headers = {} if replica.rank is None else {"X-data-parallel-rank": str(replica.rank)}
-        ticket = replica.load.begin(tokens, 1, self._placement.clock())
+        ticket = replica.load.begin(int(effort(tokens, 0)), 1, self._placement.clock())
         try:
             async with session.post(
                 f"{replica.url}/v1/completions",

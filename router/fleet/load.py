@@ -16,7 +16,9 @@ RECENT_S = 30.0
 class Load:
     """Counters of one replica's work; those of unfinished work are zero when nothing is under way.
 
-    `pending_prefill`: uncached prompt tokens sent whose first answer byte has not come.
+    Prefill work is in tokens of an empty context (fleet.speed.effort): a long prompt counts as more than its tokens.
+
+    `pending_prefill`: prefill work sent whose first answer byte has not come.
     `running`: sequences sent and not ended.
     `other_prefill`, `other_running`: the same of this router's other workers, and of the other routers where an index
     is shared (else 0). `other_recent`: what the other workers had prefilled lately.
@@ -54,7 +56,7 @@ class Load:
 
     @property
     def queued_tokens(self) -> int:
-        """Uncached prompt tokens waiting there, of all workers and routers."""
+        """Prefill work waiting there, of all workers and routers."""
         return self.pending_prefill + self.other_prefill
 
     @property
@@ -68,25 +70,23 @@ class Load:
             heappop(self._due)[2].first_byte()
 
     def recent(self, now: float) -> tuple[float, float]:
-        """(uncached prompt tokens a second, mean number of sequences) lately; `now` in seconds, any steady clock."""
+        """(prefill work a second, mean number of sequences) lately; `now` in seconds, any steady clock."""
         self._fade(now)
         return (self._prefilled + self.other_recent) / RECENT_S, self._sequence_s / RECENT_S
 
     def own_recent(self, now: float) -> float:
-        """The uncached prompt tokens of the last half minute that this worker sent, the older the less."""
+        """The prefill work of the last half minute that this worker sent, the older the less."""
         self._fade(now)
         return self._prefilled
 
-    def begin(
-        self, uncached_tokens: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None
-    ) -> Ticket:
+    def begin(self, work: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None) -> Ticket:
         """Count a dispatch at once, before the bytes are sent.
 
         `prefilled_at`: when its prompt is expected to be prefilled, where no first byte will tell.
         """
         self._fade(now)
-        self._prefilled += uncached_tokens
-        ticket = Ticket(self, uncached_tokens, sequences)
+        self._prefilled += work
+        ticket = Ticket(self, work, sequences)
         if prefilled_at is not None:
             heappush(self._due, (prefilled_at, id(ticket), ticket))
         return ticket
@@ -105,11 +105,11 @@ class Ticket:
 
     __slots__ = ("_load", "_prefill", "_sequences")
 
-    def __init__(self, load: Load, uncached_tokens: int, sequences: int) -> None:
+    def __init__(self, load: Load, work: int, sequences: int) -> None:
         self._load = load
-        self._prefill = uncached_tokens
+        self._prefill = work
         self._sequences = sequences
-        load.pending_prefill += uncached_tokens
+        load.pending_prefill += work
         load.running += sequences
 
     def first_byte(self) -> None:

@@ -1,14 +1,18 @@
 """How fast a replica answers, learnt from the answers themselves: different GPUs in one fleet need no configuration.
 
-A request that has `work` uncached prompt tokens before it (queued ones and its own) gets its first token after about
+A request that has `work` before it (queued prompts and its own) gets its first token after about
 
     seconds = slowness x (base + work / rate)
 
+`work` is in tokens of an empty context: a token that attends to many others takes longer (see `effort`), and a line
+through plain tokens would take replicas that happen to get long prompts for slow ones and the others for fast ones.
+
 `base` is everything that doesn't grow with the work: network, the step under way, sampling. `base` and `rate` are the
-fleet's, the least-squares line through what was observed of all replicas; `slowness` is a replica's own, the seconds
-observed over the seconds the fleet's line predicts. Older observations fade. One number for each replica, and not a
-line, since a replica's requests may all be of one size; and a number that is pulled towards 1 as if PRIOR further
-requests had taken just as long as predicted, since a chance difference must not decide where sessions live.
+fleet's, the line through what was observed of all replicas that is least wrong in proportion (a plain least-squares
+line is made by the longest waits alone, and wrong by a multiple for short ones); `slowness` is a replica's own, the
+mean of the seconds observed over those that the fleet's line predicts. Older observations fade. One number for each replica,
+and not a line, since a replica's requests may all be of one size; and a number that is pulled towards 1 as if PRIOR
+further requests had taken just as long as predicted, since a chance difference must not decide where sessions live.
 """
 
 from __future__ import annotations
@@ -21,22 +25,30 @@ PRIOR_RATE = 8000.0
 """Tokens a second, before anything was observed: a mid-sized model on one GPU."""
 PRIOR_BASE_S = 0.02
 _PRIOR_WORK = 4096.0
+_SHORTEST_S = 0.002
+"""Shorter predictions are taken as this long: a millisecond more or less says nothing of a replica."""
+ATTENTION_TOKENS = 30_000
+"""Context at which attention costs as much as the rest of the model for one token: 8k to 53k for common models."""
 _OUTLIER = 8.0
 """An observation this many times slower than predicted is counted as this slow: a stall is not a speed."""
 
 
+def effort(uncached: float, cached: float) -> float:
+    """Work of computing `uncached` tokens behind `cached` ones, in tokens of an empty context."""
+    return uncached * (1.0 + (cached + uncached / 2) / ATTENTION_TOKENS)
+
+
 class FleetSpeed:
-    """The line of the whole fleet: `base_s` in seconds, `rate` in uncached prompt tokens a second."""
+    """The line of the whole fleet: `base_s` in seconds, `rate` in tokens of an empty context a second."""
 
     __slots__ = ("_n", "_st", "_sw", "_swt", "_sww", "base_s", "mean_s", "rate")
 
     def __init__(self) -> None:
-        far = PRIOR_BASE_S + _PRIOR_WORK / PRIOR_RATE
-        # Two imagined observations, one of them without work; they fade like any other.
-        self._n, self._sw, self._st = 2.0, _PRIOR_WORK, PRIOR_BASE_S + far
-        self._sww, self._swt = _PRIOR_WORK * _PRIOR_WORK, _PRIOR_WORK * far
+        self._n = self._sw = self._st = self._sww = self._swt = 0.0
         self.base_s, self.rate = PRIOR_BASE_S, PRIOR_RATE
-        self.mean_s = self._st / self._n
+        # Two imagined observations, one of them without work; they fade like any other.
+        self._note(0.0, PRIOR_BASE_S)
+        self._note(_PRIOR_WORK, PRIOR_BASE_S + _PRIOR_WORK / PRIOR_RATE)
 
     def predict(self, work: float) -> float:
         """Seconds to the first token on an average replica."""
@@ -44,19 +56,21 @@ class FleetSpeed:
 
     def add(self, work: float, seconds: float) -> None:
         """One observation of any replica."""
-        fade = FLEET_FADE
-        self._n = self._n * fade + 1.0
-        self._sw = self._sw * fade + work
-        self._st = self._st * fade + seconds
-        self._sww = self._sww * fade + work * work
-        self._swt = self._swt * fade + work * seconds
+        self._note(work, seconds)
         n, sw, st = self._n, self._sw, self._st
-        self.mean_s = st / n
         spread = n * self._sww - sw * sw
         slope = (n * self._swt - sw * st) / spread if spread > 0 else 0.0
         # Work that costs nothing, or more than a second for 50 tokens, is noise.
         self.rate = 1.0 / min(max(slope, 1e-6), 0.02)
         self.base_s = max(0.0, (st - sw / self.rate) / n)
+
+    def _note(self, work: float, seconds: float) -> None:
+        weight = 1.0 / max(_SHORTEST_S, self.predict(work)) ** 2
+        self._n = self._n * FLEET_FADE + weight
+        self._sw = self._sw * FLEET_FADE + weight * work
+        self._st = self._st * FLEET_FADE + weight * seconds
+        self._sww = self._sww * FLEET_FADE + weight * work * work
+        self._swt = self._swt * FLEET_FADE + weight * work * seconds
 
 
 class Speed:
@@ -70,11 +84,9 @@ class Speed:
         self.slowness = 1.0
 
     def observe(self, fleet: FleetSpeed, work: float, seconds: float) -> None:
-        """A first token came `seconds` after its request was sent, with `work` uncached tokens to compute before it."""
-        predicted = fleet.predict(work)
-        seconds = min(seconds, _OUTLIER * predicted)
-        fleet.add(work, seconds)
-        self._seconds = self._seconds * FADE + seconds
-        self._predicted = self._predicted * FADE + predicted
-        prior = PRIOR * fleet.mean_s
-        self.slowness = (self._seconds + prior) / (self._predicted + prior)
+        """A first token came `seconds` after its request was sent, with `work` to compute before it."""
+        ratio = min(seconds / max(_SHORTEST_S, fleet.predict(work)), _OUTLIER)
+        fleet.add(work, ratio * max(_SHORTEST_S, fleet.predict(work)))
+        self._seconds = self._seconds * FADE + ratio
+        self._predicted = self._predicted * FADE + 1.0
+        self.slowness = (self._seconds + PRIOR) / (self._predicted + PRIOR)

@@ -41,7 +41,7 @@ SCRAPED = {
         _gauge("replica_running", "Sequences sent and not ended.", "replica"),
         _gauge(
             "replica_pending_prefill_tokens",
-            "Uncached prompt tokens sent whose first answer byte has not come.",
+            "Uncached prompt tokens sent whose first answer byte has not come; of long prompts each counts for more.",
             "replica",
         ),
         _gauge("replica_kv_usage", "Share of the KV cache in use, as the engine reports it.", "replica"),

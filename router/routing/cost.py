@@ -3,15 +3,17 @@
     cost    = base + queue + crowd + prefill + later - affinity
 
     base    = what any request waits there: network, the step under way
-    queue   = uncached prompt tokens queued there / rate
+    queue   = work queued there / rate
     crowd   = decode_tokens x sequences running there / rate        each takes its share of every step
             + ANSWER_WEIGHT x answer_s x busy / (1 - busy)          others' prefills slow down our answer
-    prefill = recompute_weight x (own + shared / users + LOWER_COST x lower) / rate
-              own, shared: uncached tokens of this prompt that are the session's own, or that other sessions have too;
-              a new copy of those also serves the next sessions that begin so
-              (users = copy_users / SPREAD, from 1 to MAX_USERS). lower: held,
-              but below the GPU. The weight is above 1 because recomputing uses up what waiting does not, and puts
-              everyone behind.
+    prefill = (recompute_weight + ANSWER_WEIGHT x sequences running there) x own work / rate
+              The first weight is above 1 because recomputing uses up what waiting does not, and puts everyone behind;
+              the second because an engine computes prompts in the steps of its running sequences: every answer under
+              way there stands still meanwhile. A long new prompt goes where few answers wait for it.
+              own work: of the session's own uncached tokens + shared / users + LOWER_COST x lower, each token dearer
+              the more it attends to (fleet.speed.effort). shared: uncached tokens that other sessions have too; a new
+              copy of those also serves the next sessions that begin so (users = copy_users / SPREAD, from 1 to
+              MAX_USERS). lower: held, but below the GPU.
     later   = steps_left x alone + horizon x (crowded - alone) + horizon x evicted / rate
               alone    = base + step_tokens / rate                  a later step, if nobody else were there
               crowded  = (alone + decode_tokens x usual sequences / rate) / (1 - busy)
@@ -36,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from router.fleet.speed import ATTENTION_TOKENS
 from router.routing.types import Ask, Candidate
 
 ANSWER_WEIGHT = 0.25
@@ -93,6 +96,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         cached = candidate.held_tokens if candidate.held_tokens < hittable else hittable
         shared = common - cached if common > cached else 0
         work = prompt - cached - shared + shared / users
+        work *= 1.0 + (prompt + cached) / (2 * ATTENTION_TOKENS)  # see fleet.speed.effort
         if candidate.lower_tokens:
             work += LOWER_COST * min(candidate.lower_tokens, cached)
 
@@ -113,8 +117,9 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
                 share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
                 later += evictions * kept * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
-        crowd = decode * (load.running + load.other_running) * per_token + ANSWER_WEIGHT * ask.answer_s * busy / slack
-        prefill = recompute * work * per_token
+        sequences = load.running + load.other_running
+        crowd = decode * sequences * per_token + ANSWER_WEIGHT * ask.answer_s * busy / slack
+        prefill = (recompute + ANSWER_WEIGHT * sequences) * work * per_token
         preferred = affinity * per_token if at_home else 0.0
         total = base + queue + crowd + prefill + later - preferred
         found.append((total, base, queue, crowd, prefill, later, preferred))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from router.blocks import TOKEN_BYTES
 from router.fleet.load import Ticket
 from router.fleet.replica import Replica
-from router.fleet.speed import FleetSpeed
+from router.fleet.speed import FleetSpeed, effort
 from router.routing.lineage import NEW, Found, Lineage, Session
 from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
@@ -143,14 +143,15 @@ class Sent:
         self._placement = placement
         self.replica: Replica = candidate.replica
         load = self.replica.load
-        uncached = max(0, facts.tokens - candidate.cached(past.ask))
-        self._work = load.queued_tokens + uncached
+        cached = candidate.cached(past.ask)
+        own = int(effort(max(0, facts.tokens - cached), cached))
+        self._work = load.queued_tokens + own
         self._at = now
         self._first = 0.0
         self._streamed = facts.streamed
         # An answer that is not streamed has its first byte at its end: nothing tells when its prompt was done.
         due = None if facts.streamed else now + self.replica.speed.slowness * placement.speed.predict(self._work)
-        self._ticket: Ticket = load.begin(uncached, facts.sequences, now, due)
+        self._ticket: Ticket = load.begin(own, facts.sequences, now, due)
         self.session: Session | None = None
         if past.session is not None:
             self.session = past.session  # sent before, to a replica that failed

@@ -6,7 +6,7 @@ import pytest
 
 from router.fleet.load import Load
 from router.fleet.replica import Replica
-from router.fleet.speed import FleetSpeed, Speed
+from router.fleet.speed import FleetSpeed, Speed, effort
 from router.routing.habits import Habits
 from router.routing.placement import Facts, Placement
 from router.routing.policies import Prefix
@@ -24,6 +24,18 @@ def test_the_fleets_line_is_found_and_a_slow_replica_stands_out() -> None:
             speed.observe(fleet, work, factor * (0.01 + work / 20_000))
     assert 8_000 < fleet.rate < 20_000
     assert slow.slowness / fast.slowness == pytest.approx(3.0, rel=0.25)
+
+
+def test_replicas_that_get_longer_prompts_are_not_taken_for_slow_ones() -> None:
+    """The same engine, other prompts: ten in a queue are computed in half the time of one as long as all of them."""
+    fleet, queue, long = FleetSpeed(), Speed(), Speed()
+    for number in range(400):
+        tokens = 10_000 + number * 3_777 % 90_000
+        for speed, prompts in ((queue, 10), (long, 1)):
+            each = tokens // prompts
+            seconds = 0.007 + prompts * each * (1 + each / 2 / 30_000) / 28_000
+            speed.observe(fleet, prompts * effort(each, 0), seconds)
+    assert long.slowness / queue.slowness == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_single_stall_is_not_a_speed() -> None:

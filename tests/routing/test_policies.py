@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet.replica import Replica
-from router.fleet.speed import PRIOR_RATE
+from router.fleet.speed import PRIOR_RATE, effort
 from router.routing.policies import POLICIES, LeastLoad, Prefix, Random, RoundRobin, Session
 from router.routing.types import Ask, Candidate
 
@@ -31,11 +31,14 @@ def test_prefix_takes_the_replica_that_holds_most() -> None:
     assert [c.replica.id for c in decision.order] == ["r1", "r2", "r0"]
     assert decision.reason == "prefix"
     assert decision.terms is not None
-    assert [term.prefill for term in decision.terms] == [2.0 * tokens / PRIOR_RATE for tokens in (360, 680, 1000)]
+    assert [term.prefill for term in decision.terms] == pytest.approx(
+        [2.0 * effort(tokens, 1000 - tokens) / PRIOR_RATE for tokens in (360, 680, 1000)]
+    )
 
 
 def test_prefix_leaves_a_holder_exactly_when_its_queue_costs_more_than_recomputing() -> None:
-    for queued, expected, reason in ((1279, "r1", "prefix"), (1281, "r0", "spilled")):
+    saved = int(2 * (effort(1000, 0) - effort(360, 640)))
+    for queued, expected, reason in ((saved, "r1", "prefix"), (saved + 1, "r0", "spilled")):
         options = candidates(0, 640)
         options[1].replica.load.begin(queued, sequences=0)
         decision = Prefix().select(ask(), options)
@@ -46,6 +49,15 @@ def test_prefix_counts_running_sequences() -> None:
     options = candidates(0, 0)
     options[0].replica.load.begin(0).first_byte()
     assert chosen(Prefix().select(ask(), options).order) == "r1"
+
+
+def test_prefix_computes_a_long_prompt_where_the_fewest_answers_stand_still_for_it() -> None:
+    for prompt, expected in ((200, "r0"), (20_000, "r1")):
+        options = candidates(0, 0)
+        for _ in range(10):
+            options[0].replica.load.begin(0).first_byte()
+        options[1].replica.load.begin(1500, sequences=0)
+        assert chosen(Prefix().select(ask(prompt), options).order) == expected
 
 
 def test_prefix_breaks_ties_by_least_recent_use() -> None:
