@@ -10,9 +10,10 @@ through plain tokens would take replicas that happen to get long prompts for slo
 `base` is everything that doesn't grow with the work: network, the step under way, sampling. `base` and `rate` are the
 fleet's, the line through what was observed of all replicas that is least wrong in proportion (a plain least-squares
 line is made by the longest waits alone, and wrong by a multiple for short ones); `slowness` is a replica's own, the
-mean of the seconds observed over those that the fleet's line predicts. Older observations fade. One number for each replica,
-and not a line, since a replica's requests may all be of one size; and a number that is pulled towards 1 as if PRIOR
-further requests had taken just as long as predicted, since a chance difference must not decide where sessions live.
+mean of the seconds observed over those that the fleet's line predicts. Older observations fade. One number for each
+replica, and not a line, since a replica's requests may all be of one size; and a number that is pulled towards 1 as if
+PRIOR further requests had taken just as long as predicted, since a chance difference must not decide where sessions
+live.
 """
 
 from __future__ import annotations
