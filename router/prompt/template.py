@@ -1,7 +1,7 @@
 """Hugging Face chat templates with jinja2 alone: the same environment, the same variables, the same text.
 
-Source of the behaviour: engine-protocol.md F.3 (transformers' `apply_chat_template`). A template is a trusted file of
-the model, but it runs sandboxed and with bounds on its output and its time, so that a broken one costs one request,
+Source of the behaviour: engine-protocol.md F.3 (transformers' `apply_chat_template`). A template is a file of the
+model, but it runs in a sandbox that bounds its memory and its time (`sandbox`), so that a broken one costs one request,
 not the router.
 
 Example:
@@ -12,23 +12,20 @@ Example:
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from types import BuiltinMethodType, MethodType
-from typing import Any, NoReturn
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jinja2
-import jinja2.ext
 import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
+from router.prompt.measured import Unsupported, measure
 from router.prompt.resumable import make_resumable
-from router.prompt.resume import Loop, Resumption, Snapshots
+from router.prompt.resume import Resumption, Snapshots
+from router.prompt.sandbox import OverBounds, Sandbox
+from router.prompt.sandbox import TemplateError as TemplateError
+
+log = logging.getLogger(__name__)
 
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
@@ -39,131 +36,13 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
 
-class TemplateError(Exception):
-    """A chat template that doesn't compile, raises, or exceeds its bounds. The message never contains prompt text."""
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens for training; here it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2's own attribute)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-# Attributes that the sandbox allows anyway, looked up here without its checks: they are most of a render's time.
-_DICT_METHODS = frozenset(dir(dict))
-_LOOP_FIELDS = frozenset(
-    {"first", "last", "index", "index0", "revindex", "revindex0", "length", "previtem", "nextitem"}
-)
-_TEXT_METHODS = frozenset({"startswith", "endswith", "strip", "lstrip", "rstrip", "split", "rsplit", "lower", "upper"})
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox plus a deadline, looked at on calls, and a bound on `*` and `**`, which could eat the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-    deadline = float("inf")
-    max_chars = 1 << 24
-    resumption: Resumption | None = None
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        kind = type(obj)
-        if kind is dict:
-            if attribute not in _DICT_METHODS:
-                try:
-                    return obj[attribute]
-                except KeyError:
-                    return self.undefined(obj=obj, name=attribute)
-        elif kind is str:
-            if attribute in _TEXT_METHODS:
-                return getattr(obj, attribute)
-        elif (kind is Loop and attribute in _LOOP_FIELDS) or (kind is Namespace and attribute[0] != "_"):
-            try:
-                return getattr(obj, attribute)
-            except AttributeError:
-                return self.undefined(obj=obj, name=attribute)
-        return super().getattr(obj, attribute)
-
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(obj, BuiltinMethodType) and type(obj.__self__) is str and obj.__name__ in _TEXT_METHODS:
-            kwargs.pop("_loop_vars", None)  # jinja's own, for functions that want the context
-            kwargs.pop("_block_vars", None)
-            return obj(*args, **kwargs)
-        if isinstance(obj, MethodType) and obj.__self__ is self.resumption:
-            return obj(*args)
-        if time.monotonic() > self.deadline:
-            raise TemplateError("the chat template ran over its time limit")
-        return super().call(context, obj, *args, **kwargs)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (abs(left) <= 1 << 16 and abs(right) <= 64):
-            raise TemplateError("the chat template computes a power that is too large")
-        for repeated, count in ((left, right), (right, left)):
-            sized = isinstance(repeated, str | list | tuple) and isinstance(count, int)
-            if sized and len(repeated) * count > self.max_chars:
-                raise TemplateError("the chat template's output is over its size limit")
-        return super().call_binop(context, operator, left, right)
-
-
-_plain_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder on each call: half its time
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    if not ensure_ascii and indent is None and separators is None and not sort_keys:
-        return _plain_json(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _environment(max_chars: int) -> _Environment:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols], cache_size=0
-    )
-    environment.max_chars = max_chars
-    environment.filters["tojson"] = _tojson
-
-    def bounded(value: Any) -> Any:
-        if isinstance(value, str | list | tuple) and len(value) > max_chars:
-            raise TemplateError("the chat template's output is over its size limit")
-        return value
-
-    environment.filters[_BOUNDED] = bounded
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-_BOUNDED = "router_bounded"
-
-
-def _bound_assignments(tree: jinja2.nodes.Template) -> None:
-    """Measure every assigned value: `{% set s = s ~ s %}` in a loop would double a text until the memory is full."""
-    for node in list(tree.find_all(jinja2.nodes.Assign)):
-        measured = jinja2.nodes.Filter(node.node, _BOUNDED, [], [], None, None)
-        measured.set_lineno(node.lineno)
-        assert node.environment is not None
-        measured.set_environment(node.environment)
-        node.node = measured
+# Bytes that a render may make, for each character that it may print: a dozen copies of a conversation.
+_BYTES_A_CHAR = 16
+_SOURCE_CHARS = 1 << 20
 
 
 class ChatTemplate:
-    """One compiled template. Not thread-safe while rendering (the deadline is the environment's)."""
+    """One compiled template. Not thread-safe while rendering (the allowance is the environment's)."""
 
     def __init__(
         self,
@@ -184,20 +63,24 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
         self._max_seconds = max_seconds
-        self._environment = _environment(max_chars)
-        environment = self._environment
+        self._warned = False
+        environment = self._environment = Sandbox(_BYTES_A_CHAR * max_chars)
         try:
+            if len(source) > _SOURCE_CHARS:
+                raise Unsupported(f"more than {_SOURCE_CHARS} characters", 1)
             tree = environment.parse(source)
             resumable = environment.parse(source)
-            _bound_assignments(resumable)
             if max_snapshot_bytes and make_resumable(resumable):
-                resumption = environment.resumption = Resumption(Snapshots(max_snapshot_bytes), environment.getitem)
-                for method in (resumption.enter, resumption.tail, resumption.item):
-                    setattr(environment, f"resumption_{method.__name__}", method)
+                environment.resume_with(Resumption(Snapshots(max_snapshot_bytes), environment.getitem))
+            measure(resumable)
             self._template = environment.from_string(resumable)
-            self._template.root_render_func.__globals__["LoopContext"] = Loop
+            environment.install(self._template.root_render_func.__globals__)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"chat template {name!r}, line {error.lineno}: {error.message}") from error
+        except Unsupported as error:
+            raise TemplateError(f"chat template {name!r}, line {error.line}: {error}") from error
+        except (RecursionError, MemoryError, SyntaxError) as error:
+            raise TemplateError(f"chat template {name!r} is nested too deeply") from error
         self.variables: frozenset[str] = frozenset(jinja2.meta.find_undeclared_variables(tree))
         self.dated = "strftime_now" in self.variables
         self.tree = tree
@@ -234,12 +117,12 @@ class ChatTemplate:
         return _cut_at_tag(text, final) if continue_final_message else text
 
     def _bounded(self, variables: dict[str, Any]) -> str:
-        clock: Callable[[], float] = time.monotonic
-        deadline = self._environment.deadline = clock() + self._max_seconds
+        environment = self._environment
+        environment.begin(self._max_seconds)
         limit, size = self._max_chars, 0
         pieces: list[str] = []
         append = pieces.append
-        resumption = self._environment.resumption
+        resumption = environment.resumption
         if resumption is not None:
             resumption.begin(pieces, variables)
         try:
@@ -247,9 +130,12 @@ class ChatTemplate:
                 append(piece)
                 size += len(piece)
                 if size > limit:
-                    raise TemplateError("the chat template's output is over its size limit")
-                if len(pieces) & 255 == 0 and clock() > deadline:
-                    raise TemplateError("the chat template ran over its time limit")
+                    raise OverBounds(f"the chat template's output is over its size limit of {limit} characters")
+        except OverBounds as error:
+            if not self._warned:
+                self._warned = True
+                log.warning("chat template %r: %s; such prompts are matched by approximate keys", self.name, error)
+            raise
         except TemplateError:
             raise
         except Exception as error:  # a template may fail in any way on the messages of a client
