@@ -17,6 +17,7 @@ from time import monotonic
 from loadtest.command import goodput
 from loadtest.replay.engine import Replay, Settings
 from loadtest.replay.generate import WORKLOADS
+from loadtest.replay.peers import PEERS
 from loadtest.replay.result import as_json, table
 from loadtest.replay.trace import load_trace
 from loadtest.replay.workload import Workload, ideal
@@ -28,7 +29,8 @@ from router.routing.types import Policy
 
 EXAMPLES = f"""workloads: {", ".join(WORKLOADS)}
 
-policies: NAME, or prefix,KNOB=VALUE... with the knobs recompute, decode_tokens, affinity_tokens
+policies: {", ".join(POLICIES)}; or prefix,KNOB=VALUE... with the knobs recompute, decode_tokens, affinity_tokens
+models of other routers' published formulas: {", ".join(PEERS)}
 
 examples:
   all policies on agents with shared system prompts, 8 and 64 replicas:
@@ -39,6 +41,8 @@ examples:
     prefix-router loadtest replay --trace trace.jsonl --speedup 4 --time-model 70b-4xh100
   a million requests on 64 replicas (coarser blocks are faster):
     prefix-router loadtest replay --requests 1000000 --replicas 64 --block-size 64 --policies prefix
+  other routers' formulas on the same requests:
+    prefix-router loadtest replay --workload all --policies prefix sglang-model llm-d-model dynamo-model
   one knob:
     prefix-router loadtest replay --workload pressure --policies prefix prefix,recompute=4"""
 
@@ -63,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument("--time-model", choices=sorted(TIME_MODELS), default="8b-h100", help="default %(default)s")
     fleet.add_argument("--slow", action="append", default=[], metavar="N:X", help="replica N takes X times as long")
     how = parser.add_argument_group("policies and report")
-    how.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="SPEC", help="default: all")
+    how.add_argument(
+        "--policies", nargs="+", default=list(POLICIES), metavar="SPEC", help="default: all of the router's own"
+    )
     how.add_argument("--goodput", nargs="+", default=["ttft:500", "tpot:50"], metavar="METRIC:MS", help="objectives")
     how.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     how.add_argument("--check", type=float, metavar="SHARE", help="exit 1 if prefix reaches less of the ideal hit rate")
@@ -72,10 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def policy(spec: str) -> Policy:
     """`prefix`, `round_robin`, or `prefix,recompute=3`. Raises WorkloadError."""
     name, *knobs = spec.split(",")
-    if name not in POLICIES:
-        raise WorkloadError(f"--policies: {name!r} is unknown; one of {', '.join(POLICIES)}")
+    known = {**POLICIES, **PEERS}
+    if name not in known:
+        raise WorkloadError(f"--policies: {name!r} is unknown; one of {', '.join(known)}")
     if not knobs:
-        return POLICIES[name]()
+        return known[name]()
     given: dict[str, float] = {}
     for knob in knobs:
         key, _, text = knob.partition("=")
