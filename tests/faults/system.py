@@ -28,6 +28,10 @@ SETTINGS = {
     "proxy": {"first_byte_timeout_s": 2.5, "idle_timeout_s": 5.0, "connect_timeout_s": 0.5},
     "health": {"interval_s": 0.2, "timeout_s": 0.5, "load_interval_s": 0.2, "eject_s": 0.5, "eject_max_s": 4.0},
     "index": {"max_blocks": 50_000},
+    # Small, so that a soak fills them in its first quarter: what grows after that is a leak.
+    "routing": {"max_sessions": 2_000},
+    "prompt": {"segment_cache_mb": 8, "chain_cache_mb": 8},
+    "observe": {"sessions_mb": 8},
 }
 
 
