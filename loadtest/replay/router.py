@@ -6,7 +6,6 @@ One engine kind, exact tokens, KV events from every replica; no tokenizer, no so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from router.engines import EngineInfo
@@ -24,8 +23,7 @@ INDEX_BLOCKS = 1 << 40
 NO_BLOCKS = 1
 
 
-@dataclass(slots=True, frozen=True)
-class ChainAsk(Ask):
+class ChainAsk(Ask, frozen=True):
     """An Ask that carries the prompt's full blocks, for policies that keep a tree of their own."""
 
     chain: Sequence[int] = ()

@@ -8,7 +8,6 @@ ones. Every value stays the bytes it was.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import msgspec
 
@@ -47,4 +46,4 @@ def salt(request: Request, parsed: ApiRequest, grant: Grant) -> ApiRequest:
     request.headers = [
         (name, length if name.lower() == b"content-length" else value) for name, value in request.headers
     ]
-    return replace(parsed, salt=value + parsed.salt.removeprefix(own))
+    return msgspec.structs.replace(parsed, salt=value + parsed.salt.removeprefix(own))

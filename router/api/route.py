@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Container, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
 from random import getrandbits
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 NO_PROMPT = Prompt(tokens=0, chain=[], block_size=1, exact=True)
 
 
-@dataclass(slots=True, frozen=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     """What is known of the prompt as one kind of engine sees it: the prompt, and who holds how much of it."""
 
     prompt: Prompt
@@ -201,7 +199,7 @@ class Route:
             prompt = NO_PROMPT
             if parsed.endpoint is not Endpoint.OTHER:
                 # A native /generate names no model: the engine has one.
-                named = parsed if parsed.model is not None else replace(parsed, model=info.models[0])
+                named = parsed if parsed.model is not None else msgspec.structs.replace(parsed, model=info.models[0])
                 try:
                     prompt = await self.prompts.prepare(named, engine=info.kind, took=took)
                 except UnknownModel:  # a replica has just come back with a model that is still being loaded
@@ -272,6 +270,7 @@ class _Routed:
         "_judge",
         "_known",
         "_left",
+        "_matches",
         "_parsed",
         "_past",
         "_read",
@@ -314,10 +313,12 @@ class _Routed:
         self._sent: Sent | None = None
         self._sent_before = False
         self._read = next(iter(known.values())).prompt.read
-        self._candidates = {r.id: self._candidate(r) for r in replicas}
+        self._matches: dict[str, Match] = {}
         if self._read:
-            self._past = route.placement.look(self._facts(), max(c.held_tokens for c in self._candidates.values()))
+            self._candidates = {r.id: self._candidate(r) for r in replicas}
+            self._past = route.placement.look(self._facts(), max([c.held_tokens for c in self._candidates.values()]))
         else:
+            self._candidates = {r.id: Candidate(r) for r in replicas}
             self._past = route.placement.glance(self._facts())
         able = with_room(replicas, monotonic()) if route.fleet.bounded else replicas
         self._decision = self._decide([self._candidates[r.id] for r in able], policy)
@@ -331,16 +332,12 @@ class _Routed:
         assert replica.info is not None
         return self._known[replica.info.kind]
 
-    def _held(self, replica: Replica) -> tuple[Match, int]:
+    def _candidate(self, replica: Replica) -> Candidate:
         known = self._prompt(replica)
         match = self._route.feeds.held(replica, known.matches, known.prompt.exact)
-        return match, match.blocks * known.prompt.block_size
-
-    def _candidate(self, replica: Replica) -> Candidate:
-        if not self._read:
-            return Candidate(replica)
-        match, held = self._held(replica)
-        return Candidate(replica, held, match.lower * self._prompt(replica).prompt.block_size)
+        self._matches[replica.id] = match
+        size = known.prompt.block_size
+        return Candidate(replica, match.blocks * size, match.lower * size)
 
     def _facts(self) -> Facts:
         """Lineage is followed in the chain of the first engine kind: a session's own steps agree in any."""
@@ -456,7 +453,7 @@ class _Routed:
 
     def _expect(self, replica: Replica) -> None:
         route, prompt = self._route, self._prompt(replica).prompt
-        route.feeds.expect(replica, prompt.chain, self._held(replica)[0], prompt.exact)
+        route.feeds.expect(replica, prompt.chain, self._matches[replica.id], prompt.exact)
         dispatch = self._dispatch(replica)
         if self.seen is None:
             self._took.lap("decide")
@@ -471,9 +468,9 @@ class _Routed:
 
     def _dispatch(self, replica: Replica) -> Dispatch:
         route, prompt = self._route, self._prompt(replica).prompt
-        held = self._held(replica)[0]
+        held = self._matches.get(replica.id, NOTHING)
         session = self._past.session
-        best = max(self._matched(candidate.replica) for candidate in self._candidates.values())
+        best = max([self._matched(candidate.replica) for candidate in self._candidates.values()])
         return Dispatch(
             request=self._parsed,
             path=self._request.path,
@@ -555,7 +552,8 @@ class _Routed:
         """The candidates in the order of the decision, as they were then."""
         told, terms = [], self._decision.terms
         for place, candidate in enumerate(self._decision.order):
-            match, size = self._held(candidate.replica)[0], self._prompt(candidate.replica).prompt.block_size
+            match = self._matches.get(candidate.replica.id, NOTHING)
+            size = self._prompt(candidate.replica).prompt.block_size
             told.append(
                 {
                     "replica": candidate.replica.id,

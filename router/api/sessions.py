@@ -24,6 +24,7 @@ _AGENTS = (
     (b"session_id", (b"conversation_id",)),
     (b"thread-id", ()),
 )
+_NAMING = frozenset(header for header, _ in _AGENTS)
 MAX_NAME = 256
 """Longer names are cut: they are kept in a table."""
 
@@ -42,7 +43,7 @@ class Naming:
             return told.decode("latin-1")[:MAX_NAME]
         if self._named is not None and (value := _cookie(request, self._named)):
             return value[:MAX_NAME]
-        for header, parts in _AGENTS:
+        for header, parts in () if _NAMING.isdisjoint(request.names) else _AGENTS:
             told = request.header(header)
             if told:
                 rest = (request.header(part) for part in parts)

@@ -20,6 +20,7 @@ from router.proxy.queue import Waiter
 DEFAULT_ANSWER_TOKENS = 256
 _SECONDS = (b"x-request-timeout", b"x-stainless-read-timeout")
 _MILLISECONDS = (b"x-request-timeout-ms", b"x-envoy-expected-rq-timeout-ms")
+_TIMEOUTS = frozenset(_SECONDS + _MILLISECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Turn:
 
     __slots__ = (
         "_admission",
+        "_asked",
         "_attempts",
         "_began",
         "_coming",
@@ -56,8 +58,9 @@ class Turn:
         "_down_until",
         "_gives_up",
         "_last",
+        "_made",
+        "_number",
         "_turns",
-        "_waiter",
         "bypasses",
         "waited_s",
     )
@@ -76,15 +79,25 @@ class Turn:
         self._last = False
         self.waited_s = 0.0
         self.bypasses = parsed.endpoint is Endpoint.OTHER
-        cost = tokens + parsed.n * (DEFAULT_ANSWER_TOKENS if parsed.max_tokens is None else parsed.max_tokens)
-        self._waiter = Waiter(
-            rank=rank(request, parsed, kind),
-            number=turns.admission.queue.number(),
-            tenant=grant.tenant or parsed.salt,
-            model=parsed.model,
-            sequences=parsed.n * max(1, len(parsed.prompts)),
-            cost=max(1.0, cost),
-        )
+        self._number = turns.admission.queue.number()
+        self._asked = request, parsed, grant.tenant, tokens, kind
+        self._made: Waiter | None = None
+
+    @property
+    def _waiter(self) -> Waiter:
+        """Its place in the queue, the same each time; most requests never need one."""
+        if self._made is None:
+            request, parsed, tenant, tokens, kind = self._asked
+            cost = tokens + parsed.n * (DEFAULT_ANSWER_TOKENS if parsed.max_tokens is None else parsed.max_tokens)
+            self._made = Waiter(
+                rank=rank(request, parsed, kind),
+                number=self._number,
+                tenant=tenant or parsed.salt,
+                model=parsed.model,
+                sequences=parsed.n * max(1, len(parsed.prompts)),
+                cost=max(1.0, cost),
+            )
+        return self._made
 
     async def wait(self, replicas: list[Replica]) -> bool:
         """Until it may be sent to one of `replicas`, the model's candidates; True if time passed. Raises ApiError."""
@@ -162,6 +175,8 @@ def client_timeout_s(request: Request) -> float:
     """How long the client waits for the first byte, as it says: X-Request-Timeout and the OpenAI client's
     X-Stainless-Read-Timeout in seconds, X-Request-Timeout-Ms and Envoy's X-Envoy-Expected-Rq-Timeout-Ms; else inf."""
     found = math.inf
+    if _TIMEOUTS.isdisjoint(request.names):
+        return found
     for names, unit in ((_SECONDS, 1.0), (_MILLISECONDS, 0.001)):
         for name in names:
             text = request.header(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import chain
 
 import httptools
 
@@ -55,11 +57,16 @@ class Request:
         self.peer = peer
         self._by_name: dict[bytes, bytes] | None = None
 
-    def header(self, name: bytes) -> bytes | None:
-        """First value of the header `name` (lower case), None if absent."""
+    @property
+    def names(self) -> dict[bytes, bytes]:
+        """Each header's first value by its name in lower case, as received."""
         if self._by_name is None:
             self._by_name = {key.lower(): value for key, value in reversed(self.headers)}
-        return self._by_name.get(name)
+        return self._by_name
+
+    def header(self, name: bytes) -> bytes | None:
+        """First value of the header `name` (lower case), None if absent."""
+        return self.names.get(name)
 
 
 def _path(target: bytes) -> str:
@@ -177,14 +184,15 @@ class RequestParser:
         length = 0
         expect = chunked = False
         connection: list[bytes] = []
-        for name, value in self._headers:
-            size += len(name) + len(value) + 4
+        headers = self._headers
+        size += sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
+        for name, value in headers:
             key = name.lower()
             if key not in _CHECKED:
                 continue
             if key == b"host":
                 hosts += 1
-                if not _is_host(value):
+                if _BAD_IN_HOST.search(value) is not None:
                     raise self._refuse(400, "invalid Host header")
             elif key == b"content-length":
                 length = int(value)
@@ -239,8 +247,4 @@ class RequestParser:
         return self._refuse(413, f"request body over {self._limits.max_body_bytes} bytes")
 
 
-_BAD_IN_HOST = frozenset(b" \t,/@?#\\")
-
-
-def _is_host(value: bytes) -> bool:
-    return not any(byte in _BAD_IN_HOST or byte >= 0x7F for byte in value)
+_BAD_IN_HOST = re.compile(rb"[ \t,/@?#\\\x7f-\xff]")

@@ -96,7 +96,7 @@ def skim(body: bytes) -> Any:
     if body.lstrip(b" \t\r\n")[:1] != b"{":
         return _decode(body)
     return {
-        name: [] if name in _SHARED and bytes(memoryview(raw)[:1]) == b"[" else _decode(raw)
+        name: [] if name in _SHARED and memoryview(raw)[0] == 0x5B else _decode(raw)
         for name, raw in _split_object(body).items()
     }
 

@@ -22,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 def asks_report(body: Mapping[str, Any]) -> bool:
     """Whether a parsed request has the field."""
-    return any(_has(body, place) for place in _PLACES)
+    return ("vllm_xargs" in body or "sampling_params" in body) and any(_has(body, place) for place in _PLACES)
 
 
 def without_report(body: bytes) -> bytes:

@@ -7,7 +7,6 @@ an object, messages that are not objects, a prompt of the wrong type); everythin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -54,6 +53,18 @@ _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
 
 
+_NAMING = frozenset(
+    {
+        "metadata",
+        "previous_response_id",
+        "prompt_cache_key",
+        "session_id",
+        "session_params",
+        "user",
+        "vllm_xargs",
+    }
+)
+"""Fields that may say which session a request belongs to."""
 MAX_SEQUENCES = 1024
 """More than any engine runs for one request; `n` is cut to it in the router's books (the body goes out unchanged)."""
 
@@ -69,8 +80,7 @@ class BadRequest(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """What the body says about which session the request belongs to; all optional."""
 
     user: str | None = None
@@ -80,8 +90,10 @@ class Session:
     agentic_context: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
+NO_SESSION = Session()
+
+
+class ApiRequest(msgspec.Struct, frozen=True):
     """A parsed request.
 
     `prompts`: for completions, embeddings and generate, each text as str or each list of ids packed (see blocks.pack).
@@ -97,13 +109,14 @@ class ApiRequest:
     n: int = 1
     salt: str = ""
     prompts: tuple[str | bytes, ...] = ()
-    session: Session = field(default_factory=Session)
+    session: Session = NO_SESSION
     size: int = 0
 
 
 def endpoint_of(path: str) -> Endpoint:
     """The family of a request's path (a query is ignored)."""
-    return _ENDPOINTS.get(path.partition("?")[0].rstrip("/"), Endpoint.OTHER)
+    found = _ENDPOINTS.get(path)
+    return _ENDPOINTS.get(path.partition("?")[0].rstrip("/"), Endpoint.OTHER) if found is None else found
 
 
 _decode = msgspec.json.Decoder().decode
@@ -193,8 +206,8 @@ def _check_messages(messages: object) -> None:
 def _boolean(body: Mapping[str, Any], name: str) -> bool:
     """Read as pydantic's lax mode does, which all three engines' servers use or exceed."""
     value = body.get(name)
-    if value is None:
-        return False
+    if value is None or value is False or value is True:
+        return value is True
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
     if isinstance(value, bool | int | float) and value in (0, 1):
@@ -288,6 +301,8 @@ def _packed(name: str, ids: list[Any]) -> bytes:
 
 
 def _session(body: Mapping[str, Any]) -> Session:
+    if _NAMING.isdisjoint(body):
+        return NO_SESSION
     arguments = body.get("vllm_xargs")
     extra: Mapping[str, Any] = arguments if isinstance(arguments, dict) else {}
     metadata = body.get("metadata")

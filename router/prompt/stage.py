@@ -14,6 +14,8 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
+import msgspec
+
 from router.blocks import TOKEN_BYTES, root
 from router.prompt.approximate import CHUNK_BLOCKS, approximate_root, canonical_text
 from router.prompt.chains import ChainCache
@@ -65,8 +67,7 @@ class ModelSpec:
     by_engine: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """What routing gets to know of a prompt.
 
     `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.

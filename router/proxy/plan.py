@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from router.http.errors import Headers, UpstreamError
 from router.http.upstream import Origin
 from router.proxy.watch import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A replica to send to. extra_headers are added to the client's own. body: sent in the place of the client's.
     overload: the replica's status when its queue is full. closing: makes an SSE comment for after the last event of a
     stream that came whole, for clients that asked for one."""
 
     id: str
     origin: Origin
-    extra_headers: Headers = field(default_factory=list)
+    extra_headers: Headers = []
     body: bytes | None = None
     overload: int = 503
     closing: Callable[[Usage | None], bytes] | None = None
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One target's try. error: None (answered), `connect`, `pool_full`, `timeout`, `lost`, `bad_response`, `status`
     (retried elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the
     request), `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
@@ -41,8 +40,7 @@ class Attempt:
     stale_retries: int = 0
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
     left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try, `poison` if the
     request is refused because replicas went down under it, `held` if it may be forwarded again. Times in seconds
@@ -51,7 +49,7 @@ class Outcome:
 
     target_id: str | None = None
     status: int | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
     ttft_s: float | None = None
     total_s: float = 0.0
     usage: Usage | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 _MARK = re.compile(rb'"(?:usage|meta_info)":\s*\{')
 _FIELDS = re.compile(
@@ -27,8 +28,7 @@ def failed_before_first_token(content_type: bytes, payload: bytes) -> bool:
     return _REQUEST_AT_FAULT.search(payload) is None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Token counts as the engine reports them; None: not reported.
 
     prompt_tokens: `usage.prompt_tokens`, or `input_tokens` (Anthropic, Responses). cached_tokens:

@@ -26,6 +26,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from router.blocks import TOKEN_BYTES
 from router.routing.habits import Habits
 
@@ -67,8 +69,7 @@ class Session:
     ends: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=ENDS_KEPT))
 
 
-@dataclass(slots=True, frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What is known of a request's past. `session` is None for the first step of one.
 
     `how`: `end` (runs through the session's last prompt), `name` (only the client's name says so: the prompt does not

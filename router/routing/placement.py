@@ -9,7 +9,8 @@ sent.first_byte(now), sent.ended(now)           what it took                 exa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from router.blocks import TOKEN_BYTES
 from router.fleet.load import Ticket
@@ -20,8 +21,7 @@ from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
 
 
-@dataclass(slots=True, frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What placement has to know of a request. `ids`: packed token ids of an exact prompt, None if unknown.
 
     `name`: the session's name if the client gives one; `hint`: anything weaker that groups requests (a user's name).
@@ -49,8 +49,7 @@ class Facts:
         return max(0, (self.tokens - 1) // self.block_size * self.block_size)
 
 
-@dataclass(slots=True)
-class Past:
+class Past(msgspec.Struct):
     """A request's place among those before it. `shared_tokens`, `kind`: see lineage and habits."""
 
     facts: Facts

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from router.fleet.replica import Replica
 from router.fleet.speed import PRIOR_BASE_S, PRIOR_RATE
 
 
-@dataclass(slots=True, frozen=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What is known of a request when it is routed. Token counts are 0 for a request without a prompt.
 
     `session`: the name the client gives its session, for policies that go by it. `home`: the replica of the session's
@@ -39,8 +39,7 @@ class Ask:
     now: float = 0.0
 
 
-@dataclass(slots=True, frozen=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A replica that may take the request, and how many leading prompt tokens the index says it holds.
 
     `lower_tokens` of them lie below the GPU (host memory, disk) and have to be loaded first.
@@ -67,8 +66,7 @@ class Terms(NamedTuple):
     affinity: float
 
 
-@dataclass(slots=True, frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The candidates, best first, and why the first is first.
 
     Reasons: `prefix` (holds more of the prompt than others), `cold` (nobody holds any of it), `shared` (all that

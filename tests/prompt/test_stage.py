@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -349,7 +350,7 @@ async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, engine: 
         ]:
             prompt = await stage.prepare(request(path, **fields), engine=engine)
             whole = parse_request(path, json.dumps({"model": "m", **fields}).encode())
-            apart = replace(whole, body=json.loads(json.dumps({"model": "m", **fields})))
+            apart = msgspec.structs.replace(whole, body=json.loads(json.dumps({"model": "m", **fields})))
             fresh = ChatModel(SegmentTokenizer(tiny.tokenizer._tokenizer), {"default": tiny.template_source or ""}, {})
             expected = await prepared(ModelSpec("m", fresh), apart, engine=engine)
             assert prompt.exact
