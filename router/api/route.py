@@ -270,6 +270,7 @@ class _Routed:
         "_judge",
         "_known",
         "_left",
+        "_matched",
         "_matches",
         "_parsed",
         "_past",
@@ -314,6 +315,7 @@ class _Routed:
         self._sent_before = False
         self._read = next(iter(known.values())).prompt.read
         self._matches: dict[str, Match] = {}
+        self._matched: dict[str, int] = {}
         if self._read:
             self._candidates = {r.id: self._candidate(r) for r in replicas}
             self._past = route.placement.look(self._facts(), max([c.held_tokens for c in self._candidates.values()]))
@@ -335,8 +337,9 @@ class _Routed:
     def _candidate(self, replica: Replica) -> Candidate:
         known = self._prompt(replica)
         match = self._route.feeds.held(replica, known.matches, known.prompt.exact)
-        self._matches[replica.id] = match
         size = known.prompt.block_size
+        self._matches[replica.id] = match
+        self._matched[replica.id] = min(match.blocks, known.prompt.hittable_blocks) * size
         return Candidate(replica, match.blocks * size, match.lower * size)
 
     def _facts(self) -> Facts:
@@ -368,10 +371,6 @@ class _Routed:
                 raise ApiError(503, message, code="state_unavailable", retry_after_s=1)
             return Decision([keeper], "sticky")
         return route.placement.decide(self._past, route.pools.select(self._past, able), policy)
-
-    def _matched(self, replica: Replica) -> int:
-        prompt = self._prompt(replica).prompt
-        return min(self._candidates[replica.id].held_tokens, prompt.hittable_blocks * prompt.block_size)
 
     def next_target(self, excluded: set[str], last_error: UpstreamError | None) -> Target | None:
         """The next in the decision's order that is still part of the fleet, those first that are still well."""
@@ -427,7 +426,7 @@ class _Routed:
         elif self._parsed.endpoint is not Endpoint.OTHER:
             tokens = "approximate; token-mismatch" if prompt.exact and replica.distrust else prompt.told
             receipt += [
-                (b"x-prefix-router-matched-tokens", b"%d" % self._matched(replica)),
+                (b"x-prefix-router-matched-tokens", b"%d" % self._matched[replica.id]),
                 (b"x-prefix-router-prompt-tokens", b"%d" % prompt.tokens),
                 (b"x-prefix-router-tokens", tokens.encode()),
             ]
@@ -462,15 +461,15 @@ class _Routed:
         else:
             self.seen.moved(dispatch)
         route.metrics.prompt_tokens.labels(replica.id).inc(prompt.tokens)
-        route.metrics.matched_tokens.labels(replica.id).inc(self._matched(replica))
+        route.metrics.matched_tokens.labels(replica.id).inc(self._matched[replica.id])
         if not prompt.exact and prompt.reason:
             route.metrics.approximate.labels(prompt.reason).inc()
 
     def _dispatch(self, replica: Replica) -> Dispatch:
         route, prompt = self._route, self._prompt(replica).prompt
-        held = self._matches.get(replica.id, NOTHING)
+        held = self._matches[replica.id]
         session = self._past.session
-        best = max([self._matched(candidate.replica) for candidate in self._candidates.values()])
+        best = max(self._matched.values())
         return Dispatch(
             request=self._parsed,
             path=self._request.path,
@@ -481,7 +480,7 @@ class _Routed:
             replica=replica,
             entry=route.feeds.entry(replica, prompt.exact),
             reason=self._reason,
-            matched=self._matched(replica),
+            matched=self._matched[replica.id],
             confirmed=(held.blocks - held.predicted) * prompt.block_size,
             best=best,
             followed=route.feeds.followed(replica, prompt.exact),
@@ -552,12 +551,12 @@ class _Routed:
         """The candidates in the order of the decision, as they were then."""
         told, terms = [], self._decision.terms
         for place, candidate in enumerate(self._decision.order):
-            match = self._matches.get(candidate.replica.id, NOTHING)
+            match = self._matches[candidate.replica.id]
             size = self._prompt(candidate.replica).prompt.block_size
             told.append(
                 {
                     "replica": candidate.replica.id,
-                    "matched_tokens": self._matched(candidate.replica),
+                    "matched_tokens": self._matched[candidate.replica.id],
                     "predicted_tokens": match.predicted * size,
                     "lower_tier_tokens": match.lower * size,
                     "cost_s": None if terms is None or place >= len(terms) else terms[place]._asdict(),

@@ -51,7 +51,10 @@ class Fleet:
         these, those that went down: probes can be wrong, and a request that fails there fails no worse than one
         refused here.
         """
-        able = [r for r in self._replicas.values() if r.info is not None and (model is None or r.serves(model))]
+        replicas = self._replicas.values()
+        able = [
+            r for r in replicas if r.info is not None and (model is None or model in r.info.models or r.serves(model))
+        ]
         up = [r for r in able if r.health is Health.UP]
         admitting = [r for r in up if r.breaker.admits]
         if up and len(up) - len(admitting) <= self.max_ejected_share * len(up):

@@ -96,7 +96,7 @@ class Load:
         if passed > 0:
             keep = math.exp(-passed / RECENT_S)
             self._prefilled *= keep
-            self._sequence_s = self._sequence_s * keep + self.sequences * RECENT_S * (1 - keep)
+            self._sequence_s = self._sequence_s * keep + (self.running + self.other_running) * RECENT_S * (1 - keep)
             self._at = now
 
 

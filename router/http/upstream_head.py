@@ -21,7 +21,7 @@ class Framing(Enum):
 class ResponseHead:
     """Status and headers of an answer (names in the upstream's case); length: Content-Length, None if absent."""
 
-    __slots__ = ("framing", "headers", "keep_alive", "length", "status")
+    __slots__ = ("content_type", "framing", "headers", "keep_alive", "length", "status")
 
     def __init__(
         self, status: int, headers: Headers, *, framing: Framing, length: int | None, keep_alive: bool
@@ -31,6 +31,7 @@ class ResponseHead:
         self.framing = framing
         self.length = length
         self.keep_alive = keep_alive
+        self.content_type = self.header(b"content-type")
 
     def header(self, name: bytes) -> bytes:
         """First value of the header `name` (lower case), empty if absent."""

@@ -235,8 +235,9 @@ class _Forwarding:
             body = self._request.body if target.body is None else target.body
             answer = await connection.send(self._request.method, head, body, timeout)
             attempt.status = answer.status
-            failure = self._failure(target, connection, answer)
-            if engine_failed(connection, answer):
+            failed = engine_failed(connection, answer)
+            failure = self._failure(target, answer, failed)
+            if failed:
                 self._fallen.append(target)
                 # Those that failed over it still answer: more likely it is they that are unwell.
                 go_on = failure is None and self._state.may_go_on(time.monotonic())
@@ -264,12 +265,12 @@ class _Forwarding:
             connection.abort()
             raise
 
-    def _failure(self, target: Target, connection: UpstreamConnection, answer: ResponseHead) -> str | None:
+    def _failure(self, target: Target, answer: ResponseHead, failed: bool) -> str | None:
         """Why this answer, of which the client has seen nothing, is worth another target; None if it is not."""
         status, now = answer.status, time.monotonic()
         if self._state.may_retry_status(status, now, target.overload):
             return f"answered {status}"
-        if engine_failed(connection, answer):
+        if failed:
             self._poison.failed(self._fingerprint(), target.id, now)
             if self._state.may_retry_failure(now):
                 return f"answered {status}" if status != 200 else "failed before its first token"
@@ -279,7 +280,7 @@ class _Forwarding:
         self, target: Target, attempt: Attempt, connection: UpstreamConnection, head: ResponseHead
     ) -> None:
         response, outcome = self._response, self.outcome
-        watch = ResponseWatcher(head.header(b"content-type"), head.header(b"content-encoding"))
+        watch = ResponseWatcher(head.content_type, head.header(b"content-encoding"))
         relay = Relay(response, watch, head.framing, target.closing)
         headers = response_headers(head.headers) + self._plan.response_headers(target)
         length = head.length
@@ -316,4 +317,4 @@ class _Forwarding:
 
 def engine_failed(connection: UpstreamConnection, answer: ResponseHead) -> bool:
     """Whether an answer says that the engine itself failed, before its first token."""
-    return answer.status == 500 or failed_before_first_token(answer.header(b"content-type"), connection.peek())
+    return answer.status == 500 or failed_before_first_token(answer.content_type, connection.peek())

@@ -39,18 +39,18 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
     Content-Length is added for a chunked upload (its decoded body follows), Host for an HTTP/1.0 client without one.
     A header that `extra` or the rules set is never sent twice: for another body than the client's, give Content-Length.
     """
-    dropped = rules.dropped.union(name for name, _ in extra) if extra else rules.dropped
-    prefixes = rules.prefixes
-    named = _named_in_connection(request.headers)
+    dropped, prefixes = rules.dropped, rules.prefixes
+    if extra:
+        dropped = dropped.union([name for name, _ in extra])
+    if named := _named_in_connection(request.headers):
+        dropped |= named
     parts = [b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.target)]
-    has_host = False
-    for name, value in request.headers:
-        key = name.lower()
-        if key in dropped or key.startswith(prefixes) or (named and key in named):
-            continue
-        has_host = has_host or key == b"host"
-        parts.append(b"%b: %b\r\n" % (name, value))
-    if not has_host:
+    parts += [
+        b"%b: %b\r\n" % header
+        for header in request.headers
+        if (key := header[0].lower()) not in dropped and not key.startswith(prefixes)
+    ]
+    if b"host" in dropped or b"host" not in request.names:
         parts.append(b"host: %b:%d\r\n" % (origin.host.encode("idna"), origin.port))
     if request.chunked and b"content-length" not in dropped:
         parts.append(b"content-length: %d\r\n" % len(request.body))
@@ -61,19 +61,10 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
 
 def response_headers(headers: Headers) -> Headers:
     """An answer's headers for the client, without hop-by-hop ones and Content-Length (the framing adds its own)."""
-    named = _named_in_connection(headers)
-    kept = []
-    for header in headers:
-        key = header[0].lower()
-        if key in _NOT_TO_CLIENT or key.startswith(_PREFIXES) or (named and key in named):
-            continue
-        kept.append(header)
-    return kept
+    dropped = _NOT_TO_CLIENT | _named_in_connection(headers)
+    return [header for header in headers if (key := header[0].lower()) not in dropped and not key.startswith(_PREFIXES)]
 
 
 def _named_in_connection(headers: Headers) -> set[bytes]:
-    named: set[bytes] = set()
-    for name, value in headers:
-        if len(name) == 10 and name.lower() == b"connection":
-            named.update(token.strip() for token in value.lower().split(b","))
-    return named - _KEPT
+    told = [value for name, value in headers if len(name) == 10 and name.lower() == b"connection"]
+    return {token.strip() for token in b",".join(told).lower().split(b",")} - _KEPT if told else set()
