@@ -26,7 +26,7 @@ class HttpServer:
         *,
         limits: Limits | None = None,
         errors: ErrorFormat = OPENAI_ERRORS,
-        backlog: int = 2048,
+        backlog: int = 65_535,
     ) -> None:
         self.handler = handler
         self.limits = limits or Limits()
