@@ -11,6 +11,17 @@ from heapq import heappop, heappush
 
 RECENT_S = 30.0
 """Time constant over which past work fades."""
+_EPOCH_S = 600.0
+
+
+def epoch(now: float) -> tuple[float, float]:
+    """(start of the epoch of `now`, how much is left at `now` of what happened at its start).
+
+    Past work is kept as it would have weighed at the start of an epoch: all replicas of a fleet fade by one factor, which
+    a decision computes once. Epochs are short enough for the numbers to stay exact.
+    """
+    start = now // _EPOCH_S * _EPOCH_S
+    return start, math.exp((start - now) / RECENT_S)
 
 
 class Load:
@@ -25,18 +36,19 @@ class Load:
     `turn`: a number that grows with every dispatch over the whole fleet; the least recently chosen replica has the
     smallest.
     `warm_tokens`: tokens that sessions living there are expected to come back for (see routing.lineage).
+    `prefilled`, `absent`: past work as of `start` (see epoch); `at` brings them up to an epoch.
     """
 
     __slots__ = (
-        "_at",
-        "_due",
-        "_prefilled",
-        "_sequence_s",
+        "absent",
+        "due",
         "other_prefill",
         "other_recent",
         "other_running",
         "pending_prefill",
+        "prefilled",
         "running",
+        "start",
         "turn",
         "warm_tokens",
     )
@@ -49,10 +61,12 @@ class Load:
         self.other_recent = 0.0
         self.turn = 0
         self.warm_tokens = 0.0
-        self._at = 0.0
-        self._due: list[tuple[float, int, Ticket]] = []
-        self._prefilled = 0.0
-        self._sequence_s = 0.0
+        self.due: list[tuple[float, int, Ticket]] = []
+        """Answers in one piece: (when the prompt should be computed, a tie-break, the dispatch), a heap."""
+        self.start = 0.0
+        self.prefilled = 0.0
+        self.absent = 0.0
+        """Of the running sequences, those that were not there lately: their mean number is running - absent."""
 
     @property
     def queued_tokens(self) -> int:
@@ -66,38 +80,49 @@ class Load:
 
     def settle(self, now: float) -> None:
         """Take prompts off the queue that should be prefilled by now, of answers that come in one piece."""
-        while self._due and self._due[0][0] <= now:
-            heappop(self._due)[2].first_byte()
+        while self.due and self.due[0][0] <= now:
+            heappop(self.due)[2].first_byte()
+
+    def at(self, start: float) -> None:
+        """Tell past work as of the epoch that begins at `start`, if it is a later one."""
+        if start > self.start:
+            fade = math.exp((self.start - start) / RECENT_S)
+            self.prefilled *= fade
+            self.absent *= fade
+            self.start = start
 
     def recent(self, now: float) -> tuple[float, float]:
         """(prefill work a second, mean number of sequences) lately; `now` in seconds, any steady clock."""
-        self._fade(now)
-        return (self._prefilled + self.other_recent) / RECENT_S, self._sequence_s / RECENT_S
+        start, fade = epoch(now)
+        self.at(start)
+        usual = self.running + self.other_running - self.absent * fade
+        return (self.prefilled * fade + self.other_recent) / RECENT_S, usual
 
     def own_recent(self, now: float) -> float:
         """The prefill work of the last half minute that this worker sent, the older the less."""
-        self._fade(now)
-        return self._prefilled
+        start, fade = epoch(now)
+        self.at(start)
+        return self.prefilled * fade
+
+    def changed(self, work: int, sequences: int, now: float) -> None:
+        """`work` was sent and `sequences` began (or ended, below 0) at `now`."""
+        start, fade = epoch(now)
+        self.at(start)
+        self.prefilled += work / fade
+        self.absent += sequences / fade
+        self.running += sequences
 
     def begin(self, work: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None) -> Ticket:
         """Count a dispatch at once, before the bytes are sent.
 
         `prefilled_at`: when its prompt is expected to be prefilled, where no first byte will tell.
         """
-        self._fade(now)
-        self._prefilled += work
+        self.changed(work, sequences, now)
         ticket = Ticket(self, work, sequences)
         if prefilled_at is not None:
-            heappush(self._due, (prefilled_at, id(ticket), ticket))
+            heappush(self.due, (prefilled_at, id(ticket), ticket))
         return ticket
 
-    def _fade(self, now: float) -> None:
-        passed = now - self._at
-        if passed > 0:
-            keep = math.exp(-passed / RECENT_S)
-            self._prefilled *= keep
-            self._sequence_s = self._sequence_s * keep + (self.running + self.other_running) * RECENT_S * (1 - keep)
-            self._at = now
 
 
 class Ticket:
@@ -110,7 +135,6 @@ class Ticket:
         self._prefill = work
         self._sequences = sequences
         load.pending_prefill += work
-        load.running += sequences
 
     def first_byte(self) -> None:
         """The prompt is prefilled: its tokens are no longer queued work."""
@@ -121,6 +145,5 @@ class Ticket:
         """The request is over, well or badly."""
         self.first_byte()
         if self._sequences:
-            self._load._fade(now)
-            self._load.running -= self._sequences
+            self._load.changed(0, -self._sequences, now)
             self._sequences = 0

@@ -12,22 +12,28 @@ fleet's, the line through what was observed of all replicas that is least wrong 
 line is made by the longest waits alone, and wrong by a multiple for short ones); `slowness` is a replica's own, the
 mean of the seconds observed over those that the fleet's line predicts. Older observations fade. One number for each
 replica, and not a line, since a replica's requests may all be of one size; and a number that is pulled towards 1 as if
-PRIOR further requests had taken just as long as predicted, since a chance difference must not decide where sessions
-live.
+PRIOR further requests had taken just as long as predicted, and by NOISE standard errors more, since a chance difference
+must not decide where sessions live.
 """
 
 from __future__ import annotations
+
+import math
 
 FADE = 0.98
 """Weight an observation keeps with each newer one of its replica: about the last 50 count."""
 FLEET_FADE = 0.998
 PRIOR = 8.0
+PRIOR_VARIANCE = 0.25
 PRIOR_RATE = 8000.0
 """Tokens a second, before anything was observed: a mid-sized model on one GPU."""
 PRIOR_BASE_S = 0.02
 _PRIOR_WORK = 4096.0
 _SHORTEST_S = 0.002
 """Shorter predictions are taken as this long: a millisecond more or less says nothing of a replica."""
+NOISE = 2.0
+"""A difference of so many standard errors may be chance. The least of equals would get every long prompt, and lose the
+sessions that it holds."""
 ATTENTION_TOKENS = 30_000
 """Context at which attention costs as much as the rest of the model for one token: 8k to 53k for common models."""
 _OUTLIER = 8.0
@@ -42,10 +48,13 @@ def effort(uncached: float, cached: float) -> float:
 class FleetSpeed:
     """The line of the whole fleet: `base_s` in seconds, `rate` in tokens of an empty context a second."""
 
-    __slots__ = ("_n", "_st", "_sw", "_swt", "_sww", "base_s", "mean_s", "rate")
+    __slots__ = ("_n", "_st", "_sw", "_swt", "_sww", "_variance", "base_s", "rate", "ratio")
 
     def __init__(self) -> None:
         self._n = self._sw = self._st = self._sww = self._swt = 0.0
+        self.ratio = 1.0
+        """What was observed over what was predicted, usually."""
+        self._variance = PRIOR_VARIANCE
         self.base_s, self.rate = PRIOR_BASE_S, PRIOR_RATE
         # Two imagined observations, one of them without work; they fade like any other.
         self._note(0.0, PRIOR_BASE_S)
@@ -55,15 +64,28 @@ class FleetSpeed:
         """Seconds to the first token on an average replica."""
         return self.base_s + work / self.rate
 
-    def add(self, work: float, seconds: float) -> None:
-        """One observation of any replica."""
-        self._note(work, seconds)
+    @property
+    def deviation(self) -> float:
+        """By how much one request of a replica differs from the next, as a share of what is predicted."""
+        return math.sqrt(self._variance)
+
+    def differs(self, by: float) -> None:
+        """A request's share of the predicted differed by this much from what is usual for its replica."""
+        self._variance += (1.0 - FLEET_FADE) * (by * by - self._variance)
+
+    def add(self, work: float, seconds: float) -> float:
+        """One observation of any replica; returns it over what was predicted."""
+        predicted = max(_SHORTEST_S, self.predict(work))
+        ratio = min(seconds / predicted, _OUTLIER)
+        self.ratio += (1.0 - FLEET_FADE) * (ratio - self.ratio)
+        self._note(work, ratio * predicted)
         n, sw, st = self._n, self._sw, self._st
         spread = n * self._sww - sw * sw
         slope = (n * self._swt - sw * st) / spread if spread > 0 else 0.0
         # Work that costs nothing, or more than a second for 50 tokens, is noise.
         self.rate = 1.0 / min(max(slope, 1e-6), 0.02)
         self.base_s = max(0.0, (st - sw / self.rate) / n)
+        return ratio
 
     def _note(self, work: float, seconds: float) -> None:
         weight = 1.0 / max(_SHORTEST_S, self.predict(work)) ** 2
@@ -77,17 +99,20 @@ class FleetSpeed:
 class Speed:
     """One replica's `slowness`: 1 is the fleet's average, 3 takes three times as long."""
 
-    __slots__ = ("_predicted", "_seconds", "slowness")
+    __slots__ = ("_count", "_ratios", "slowness")
 
     def __init__(self) -> None:
-        self._seconds = 0.0
-        self._predicted = 0.0
+        self._count = 0.0
+        self._ratios = 0.0
         self.slowness = 1.0
 
     def observe(self, fleet: FleetSpeed, work: float, seconds: float) -> None:
         """A first token came `seconds` after its request was sent, with `work` to compute before it."""
-        ratio = min(seconds / max(_SHORTEST_S, fleet.predict(work)), _OUTLIER)
-        fleet.add(work, ratio * max(_SHORTEST_S, fleet.predict(work)))
-        self._seconds = self._seconds * FADE + ratio
-        self._predicted = self._predicted * FADE + 1.0
-        self.slowness = (self._seconds + PRIOR) / (self._predicted + PRIOR)
+        ratio = fleet.add(work, seconds)
+        if self._count:
+            fleet.differs(ratio - self._ratios / self._count)
+        self._ratios = self._ratios * FADE + ratio
+        self._count = count = self._count * FADE + 1.0
+        difference = (self._ratios / fleet.ratio - count) / (count + PRIOR)
+        chance = NOISE * fleet.deviation / fleet.ratio * math.sqrt(count) / (count + PRIOR)
+        self.slowness = 1.0 + math.copysign(max(0.0, abs(difference) - chance), difference)

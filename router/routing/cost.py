@@ -38,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from router.fleet.load import RECENT_S, epoch
 from router.fleet.speed import ATTENTION_TOKENS
 from router.routing.types import Ask, Candidate
 
@@ -53,7 +54,8 @@ FREE_SHARE = 0.1
 MAX_BUSY = 0.9
 
 
-Price = tuple[float, float, float, float, float, float, float]
+Price = tuple[float, int, int, float, float, float, float, float, float]
+"""Total, turn, place in the candidates' list: what they are ordered by; then the other fields of Terms."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,7 +69,7 @@ class Weights:
 
 
 def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[Price]:
-    """Each candidate's cost, in seconds: the fields of Terms. Deterministic, no side effects.
+    """Each candidate's cost, in seconds. Deterministic, no side effects.
 
     One loop with nothing made for a candidate but its numbers: a fleet of hundreds is priced for every request.
     """
@@ -83,14 +85,21 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
     users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
     horizon = min(1.0, steps) if home else steps
     evictions = max(1.0, horizon)
-    found = []
-    for candidate in candidates:
+    token_s, base_s, growth, kept_too = 1.0 / ask.rate, ask.base_s, ask.step_tokens, kept + ask.shared_tokens
+    answer_s = ANSWER_WEIGHT * ask.answer_s
+    start, fade = epoch(ask.now)
+    found: list[Price] = []
+    for place, candidate in enumerate(candidates):
         replica = candidate.replica
         load, slowness = replica.load, replica.speed.slowness
-        per_token = slowness / ask.rate
-        base = ask.base_s * slowness
-        prefill_rate, usual = load.recent(ask.now)
-        busy = min(MAX_BUSY, prefill_rate * per_token)
+        per_token = slowness * token_s
+        base = base_s * slowness
+        if load.start != start:
+            load.at(start)
+        sequences = load.running + load.other_running
+        busy = (load.prefilled * fade + load.other_recent) / RECENT_S * per_token
+        if busy > MAX_BUSY:
+            busy = MAX_BUSY
         slack = 1.0 - busy
 
         cached = candidate.held_tokens if candidate.held_tokens < hittable else hittable
@@ -102,25 +111,26 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
 
         later = 0.0
         if steps:
-            alone = base + ask.step_tokens * per_token
+            alone = base + growth * per_token
+            usual = sequences - load.absent * fade
             later = steps * alone + horizon * ((alone + decode * usual * per_token) / slack - alone)
         at_home = replica.id == home
         info = replica.info
         capacity = info.kv_tokens if info is not None else None
         if capacity:
-            full = load.warm_tokens + kept + ask.shared_tokens
+            full = load.warm_tokens + kept_too
             if at_home:
                 full -= ask.own_warm
             if home:
-                later += evictions * min(kept, max(0.0, full - capacity)) * per_token
+                if full > capacity:
+                    later += evictions * min(kept, full - capacity) * per_token
             elif full > FREE_SHARE * capacity:
                 share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
                 later += evictions * kept * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
-        sequences = load.running + load.other_running
-        crowd = decode * sequences * per_token + ANSWER_WEIGHT * ask.answer_s * busy / slack
+        crowd = decode * sequences * per_token + answer_s * busy / slack
         prefill = (recompute + ANSWER_WEIGHT * sequences) * work * per_token
         preferred = affinity * per_token if at_home else 0.0
         total = base + queue + crowd + prefill + later - preferred
-        found.append((total, base, queue, crowd, prefill, later, preferred))
+        found.append((total, load.turn, place, base, queue, crowd, prefill, later, preferred))
     return found

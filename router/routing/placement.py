@@ -119,8 +119,10 @@ class Placement:
         """Bring what time and sessions changed into the replicas' loads."""
         warm, now = self.lineage.warm_tokens, self.clock()
         for replica in replicas:
-            replica.load.settle(now)
-            replica.load.warm_tokens = warm.get(replica.id, 0.0)
+            load = replica.load
+            if load.due:
+                load.settle(now)
+            load.warm_tokens = warm.get(replica.id, 0.0)
 
     def sent(self, past: Past, candidate: Candidate) -> Sent:
         """The request goes to `candidate`: counted there at once."""

@@ -32,10 +32,8 @@ class Prefix:
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""
         priced = prices(ask, candidates, self._weights)
-        places = sorted(
-            range(len(candidates)), key=lambda place: (priced[place][0], candidates[place].replica.load.turn)
-        )
-        order = [candidates[place] for place in places]
+        priced.sort()
+        order = [candidates[price[2]] for price in priced]
         held = [candidate.held_tokens for candidate in candidates]
         best, mine = min(max(held), ask.hittable_tokens), order[0].cached(ask)
         if len(candidates) == 1:
@@ -46,7 +44,7 @@ class Prefix:
             reason = "spilled"
         else:
             reason = "prefix" if min(held) < best else "shared"
-        return Decision(order, reason, [Terms(*priced[place]) for place in places[:TOLD]])
+        return Decision(order, reason, [Terms(price[0], *price[3:]) for price in priced[:TOLD]])
 
 
 class RoundRobin:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from router.fleet.load import Load
@@ -36,6 +38,16 @@ def test_replicas_that_get_longer_prompts_are_not_taken_for_slow_ones() -> None:
             seconds = 0.007 + prompts * each * (1 + each / 2 / 30_000) / 28_000
             speed.observe(fleet, prompts * effort(each, 0), seconds)
     assert long.slowness / queue.slowness == pytest.approx(1.0, abs=0.1)
+
+
+def test_chance_makes_no_replica_fast_or_slow() -> None:
+    source, fleet, speeds = random.Random(1), FleetSpeed(), [Speed() for _ in range(32)]
+    furthest = 0.0
+    for _ in range(60):
+        for speed in speeds:
+            speed.observe(fleet, 2000, 0.1 * source.lognormvariate(0, 0.4))
+        furthest = max(furthest, *(abs(speed.slowness - 1) for speed in speeds))
+    assert furthest < 0.1
 
 
 def test_a_single_stall_is_not_a_speed() -> None:
