@@ -17,8 +17,8 @@ _EPOCH_S = 600.0
 def epoch(now: float) -> tuple[float, float]:
     """(start of the epoch of `now`, how much is left at `now` of what happened at its start).
 
-    Past work is kept as it would have weighed at the start of an epoch: all replicas of a fleet fade by one factor, which
-    a decision computes once. Epochs are short enough for the numbers to stay exact.
+    Past work is kept as it would have weighed at the start of an epoch: all replicas of a fleet fade by one factor,
+    which a decision computes once. Epochs are short enough for the numbers to stay exact.
     """
     start = now // _EPOCH_S * _EPOCH_S
     return start, math.exp((start - now) / RECENT_S)
@@ -106,10 +106,10 @@ class Load:
 
     def changed(self, work: int, sequences: int, now: float) -> None:
         """`work` was sent and `sequences` began (or ended, below 0) at `now`."""
-        start, fade = epoch(now)
-        self.at(start)
-        self.prefilled += work / fade
-        self.absent += sequences / fade
+        self.at(epoch(now)[0])
+        weight = math.exp(max(0.0, now - self.start) / RECENT_S)
+        self.prefilled += work * weight
+        self.absent += sequences * weight
         self.running += sequences
 
     def begin(self, work: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None) -> Ticket:
