@@ -77,20 +77,20 @@ class BlockPool:
         size = self.block_size
         total = -(-seq.length // size)
         keys = self._hasher.extend(seq, seq.length // size)
+        cached, refs, free = self._cached, self._refs, self._free
         hits: list[int] = []
-        idle = 0
         for key in keys[: (seq.length - 1) // size]:
-            copies = self._cached.get(key)
+            copies = cached.get(key)
             if copies is None:
                 break
             hits.append(copies[0])
-            idle += self._refs[copies[0]] == 0
-        if total - len(hits) > len(self._free) - idle:
+        idle = [block for block in hits if not refs[block]]
+        if total - len(hits) > len(free) - len(idle):
             return False
+        for block in idle:
+            del free[block]
         for block in hits:
-            if self._refs[block] == 0:
-                del self._free[block]
-            self._refs[block] += 1
+            refs[block] += 1
         seq.blocks = hits
         seq.registered = len(hits)
         seq.computed = len(hits) * size
@@ -114,12 +114,14 @@ class BlockPool:
         """Nothing to do: the pool caches blocks when they are scheduled."""
 
     def release(self, seq: Sequence, *, finished: bool) -> None:
+        refs, free, keys = self._refs, self._free, self._keys
         for block in reversed(seq.blocks):
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._free[block] = None
-                if self._keys[block] is None:
-                    self._free.move_to_end(block, last=False)
+            left = refs[block] - 1
+            refs[block] = left
+            if not left:
+                free[block] = None
+                if keys[block] is None:
+                    free.move_to_end(block, last=False)
         seq.blocks = []
         seq.registered = 0
 

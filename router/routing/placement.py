@@ -112,7 +112,7 @@ class Placement:
 
     def decide(self, past: Past, candidates: Sequence[Candidate], policy: Policy | None = None) -> Decision:
         """The policy's choice, or that of another one."""
-        self.refresh(candidate.replica for candidate in candidates)
+        self.refresh([candidate.replica for candidate in candidates])
         return (policy or self.policy).select(past.ask, candidates)
 
     def refresh(self, replicas: Iterable[Replica]) -> None:
