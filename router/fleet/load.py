@@ -124,7 +124,6 @@ class Load:
         return ticket
 
 
-
 class Ticket:
     """One dispatch. Whatever happens to the request, `end` is called once or more; only the first call counts."""
 
