@@ -147,6 +147,7 @@ class App:
         self.metrics = Metrics(lambda: samples(self))
         past = Past(self._standing)
         self.index.on_evicted = past.dropped
+        self.index.on_cleared = past.cleared
         self.observer = Observer(
             self.metrics,
             Sessions(Digester(keep_text=config.observe.break_text), config.observe.sessions_mb << 20),
@@ -428,10 +429,11 @@ class App:
     def _standing(self, entry: str) -> Standing:
         """How a replica's cache, known by its entry in the index, is now."""
         replica = self.fleet.get(entry.partition("\0")[0])
-        if replica is None or replica.health is not Health.UP:
+        if replica is None:
             return GONE
         tokens = (replica.info.kv_tokens or 0) if replica.info is not None else 0
-        return Standing(False, bool(replica.distrust), *self.feeds.history(entry), tokens)
+        gone = replica.health is not Health.UP
+        return Standing(gone, bool(replica.distrust), *self.feeds.history(entry), tokens, self.feeds.heard_at(entry))
 
     async def _sweep(self) -> None:
         while True:

@@ -30,7 +30,7 @@ from router.http.upstream import Origin
 from router.index.types import Match
 from router.observe.metrics import Metrics
 from router.observe.observer import Dispatch, Observer, Seen
-from router.observe.recent import Passed
+from router.observe.records import Offer, Passed
 from router.prompt.forward_ids import NotForwardable, supports, with_token_ids
 from router.prompt.report_mode import asks_report, without_report
 from router.prompt.requests import ApiRequest, Endpoint
@@ -484,7 +484,7 @@ class _Routed:
             confirmed=(held.blocks - held.predicted) * prompt.block_size,
             best=best,
             followed=route.feeds.followed(replica, prompt.exact),
-            candidates=self._told,
+            candidates=self._offers,
             session=None if session is None else session.id,
             named=session is not None and session.named,
             parent=None if session is None else session.parent,
@@ -522,7 +522,7 @@ class _Routed:
                 "policy": self._route.placement.policy.name,
             },
             "candidates": [
-                told
+                offer.told()
                 | {
                     "health": candidate.replica.health,
                     "running": candidate.replica.load.running,
@@ -531,7 +531,7 @@ class _Routed:
                     "slowness": round(candidate.replica.speed.slowness, 2),
                     "feed": candidate.replica.feed,
                 }
-                for told, candidate in zip(self._told(), self._decision.order, strict=True)
+                for offer, candidate in zip(self._offers(), self._decision.order, strict=True)
             ],
         }
 
@@ -547,22 +547,15 @@ class _Routed:
         """For a request that no replica was left to try for."""
         return self._route.observer.unsent(self._dispatch(self._decision.order[0].replica))
 
-    def _told(self) -> list[dict[str, Any]]:
+    def _offers(self) -> list[Offer]:
         """The candidates in the order of the decision, as they were then."""
-        told, terms = [], self._decision.terms
+        offers, terms = [], self._decision.terms or ()
         for place, candidate in enumerate(self._decision.order):
-            match = self._matches[candidate.replica.id]
-            size = self._prompt(candidate.replica).prompt.block_size
-            told.append(
-                {
-                    "replica": candidate.replica.id,
-                    "matched_tokens": self._matched[candidate.replica.id],
-                    "predicted_tokens": match.predicted * size,
-                    "lower_tier_tokens": match.lower * size,
-                    "cost_s": None if terms is None or place >= len(terms) else terms[place]._asdict(),
-                }
-            )
-        return told
+            name = candidate.replica.id
+            match, size = self._matches[name], self._prompt(candidate.replica).prompt.block_size
+            cost = terms[place] if place < len(terms) else None
+            offers.append(Offer(name, self._matched[name], match.predicted * size, match.lower * size, cost))
+        return offers
 
     def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
         """The prompt is prefilled."""

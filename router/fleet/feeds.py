@@ -140,10 +140,17 @@ class Feeds:
         """(times all that an entry held was forgotten, of them for a restart, of them because events were lost)."""
         clears = self.index.clears[entry]
         source = self._sources.get(entry)
-        if source is None or source.subscriber is None:
+        if source is None or self.shared is not None:
             return clears, clears, 0
+        if source.subscriber is None:
+            return clears, 0, 0
         status = source.subscriber.status
         return clears, status.restarts, status.clears - status.restarts
+
+    def heard_at(self, entry: str) -> float:
+        """time.monotonic() of the last batch of events applied for an entry; 0 if there was none."""
+        source = self._sources.get(entry)
+        return (source.subscriber.status.last_event_at or 0.0) if source is not None and source.subscriber else 0.0
 
     def expect(self, replica: Replica, chain: Sequence[int], held: Match, exact: bool) -> None:
         """A prompt was just sent to `replica`: for a short while it counts as held there."""

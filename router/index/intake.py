@@ -93,6 +93,8 @@ class Intake:
         status.last_event_at = time.monotonic()
         if live:
             status.lag_s = time.time() - batch.ts
+        else:  # its age by the engine's clock, which the last live batch compared with ours
+            delta.age_s = max(0.0, time.time() - batch.ts - status.lag_s)
         if batch.lost_removals:
             self.clear("an event that may have been a removal could not be read")
             return
@@ -103,9 +105,9 @@ class Intake:
 
     def clear(self, reason: str) -> None:
         """Drop everything known of this rank."""
-        self._sink.apply(self.replica_id, self.ledger.clear())
         self.status.clears += 1
         self.status.reason = reason
+        self._sink.apply(self.replica_id, self.ledger.clear())
         if self.status.state == "unsupported":
             self.status.state = "connecting"
         log.info("replica %s: blocks cleared: %s", self.replica_id, reason)

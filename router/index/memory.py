@@ -51,8 +51,10 @@ class MemoryIndex:
         self.overlay = overlay
         self.blocks_refused = 0
         self.deltas_dropped = 0
-        self.on_evicted: Callable[[str, Sequence[int]], None] | None = None
-        """Told of the blocks that a delta drops, by those who keep a memory of them; must not block."""
+        self.on_evicted: Callable[[str, Sequence[int], float], None] | None = None
+        """Told of the blocks that a delta drops and its age, by those who keep a memory of them; must not block."""
+        self.on_cleared: Callable[[str], None] | None = None
+        """Told of each replica that is cleared."""
         self.clears: Counter[str] = Counter()
         """Replica id -> times everything it held was forgotten."""
         shards = 1 << max(0, min(12, (max_blocks // _KEYS_PER_SHARD).bit_length()))
@@ -112,6 +114,8 @@ class MemoryIndex:
         """Forget a replica's blocks, predicted ones too: it moves to another slot, the old one is swept later."""
         if replica_id in self._slots:
             self.clears[replica_id] += 1
+            if self.on_cleared is not None:
+                self.on_cleared(replica_id)
             self.remove_replica(replica_id)
             self.add_replica(replica_id)
 
@@ -134,7 +138,7 @@ class MemoryIndex:
             if self.overlay is not None:
                 self.overlay.drop(1 << slot, keys)
             if self.on_evicted is not None:
-                self.on_evicted(replica_id, keys)
+                self.on_evicted(replica_id, keys, delta.age_s)
         for tier, keys in delta.stored.items():
             self._store(self._tables[tier], slot, keys)
 

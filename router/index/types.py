@@ -33,11 +33,13 @@ class Delta:
     """The net change of one replica's cache: first clear (when `cleared`), then drop, then store.
 
     A key occurs at most once per tier over `stored` and `dropped`. Applying a delta twice changes nothing.
+    `age_s`: how long ago it happened, where that is known and not just now (events that had to be asked for again).
     """
 
     cleared: bool = False
     stored: dict[Tier, list[int]] = field(default_factory=dict)
     dropped: dict[Tier, list[int]] = field(default_factory=dict)
+    age_s: float = field(default=0.0, compare=False)
 
     def __bool__(self) -> bool:
         return self.cleared or bool(self.stored) or bool(self.dropped)

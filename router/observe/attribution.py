@@ -24,7 +24,7 @@ The order `cached <= matched <= best <= known` need not hold; a part that is emp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -52,9 +52,11 @@ class Facts:
     `mutated_from`, `mutated_to`: the part whose tokens differ from the session's last step because of a prefix break.
     `block`: tokens a block. `exact`: the router's token ids are the engine's. `engine_prompt`: prompt tokens by the
     engine's count. `tried`: an earlier try of this request failed on the replica that holds the most.
-    `lost_on`: why what `known` counts is held by nobody: the cause, if it can be told. `dropped`: the first block that
-    was expected and missed is known to be evicted. `renewed`: since the decision the chosen replica restarted.
-    `followed`: the chosen replica's events say what it holds; else its cache is modelled.
+    `lost`: why what `known` counts is held by nobody: causes, each up to so many tokens. `not_held`: up to where
+    others were thought to hold what they did not (see Past.likely and observe.doubt).
+    `dropped`: the first block that was expected and missed is known to be evicted since the decision. `renewed`: since
+    the decision the chosen replica restarted. `followed`: the chosen replica's events say what it holds; else its cache
+    is modelled.
     """
 
     prompt: int
@@ -71,7 +73,8 @@ class Facts:
     engine_prompt: int | None = None
     distrusted: bool = False
     tried: bool = False
-    lost_on: Cause | None = None
+    lost: Sequence[tuple[int, Cause]] = ()
+    not_held: int = 0
     dropped: bool = False
     renewed: bool = False
     followed: bool = True
@@ -104,7 +107,9 @@ def attribute(facts: Facts) -> Attribution:
     for until, cause in (
         (facts.matched, Cause.MISMATCH if mismatch else _unkept(facts)),
         (facts.best, Cause.MISMATCH if mismatch else Cause.GONE if facts.tried else Cause.SPILLED),
-        (facts.known, Cause.MISMATCH if mismatch else facts.lost_on or Cause.UNKNOWN),
+        (facts.not_held, Cause.STALE),
+        *((until, Cause.MISMATCH if mismatch else cause) for until, cause in facts.lost),
+        (facts.known, Cause.MISMATCH if mismatch else facts.lost[-1][1] if facts.lost else Cause.UNKNOWN),
         (facts.mutated_from, Cause.NEW),
         (facts.mutated_to, Cause.MUTATED),
         (end, Cause.NEW),

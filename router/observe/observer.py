@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,14 @@ import msgspec
 
 from router.fleet.replica import Replica
 from router.http.errors import Headers
-from router.observe.attribution import Attribution, Cause, Facts, attribute
+from router.observe.attribution import Attribution, Facts, attribute
 from router.observe.breaks import Break, BreakClass
+from router.observe.doubt import Doubt
 from router.observe.hot import HotPrefixes
 from router.observe.metrics import Metrics
 from router.observe.past import GONE, Lost, Past, Standing
-from router.observe.recent import Passed, Recent, Timeline, timing
+from router.observe.recent import Recent, Timeline
+from router.observe.records import Offer, Passed, Record
 from router.observe.sessions import Asked, Session, Sessions, Step
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.stage import Prompt
@@ -32,6 +35,9 @@ from router.proxy.watch import Usage
 access_log = logging.getLogger("router.access")
 log = logging.getLogger("router.breaks")
 
+MAX_DOUBTS = 64
+"""Requests whose causes may be corrected: 64 take less than a millisecond, once after lost events came."""
+_NOTHING: Sequence[Lost] = ()
 WITH_SESSIONS = frozenset(
     {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.GENERATE}
 )
@@ -42,7 +48,7 @@ class Dispatch:
     """A request on its way to a replica. Token counts.
 
     `entry`: the index's entry that speaks for the replica. `matched`: what it was thought to hold, of which `confirmed`
-    by events; `best`: the most that any candidate was. `candidates`: for explanations, made when asked for.
+    by events; `best`: the most that any candidate was. `candidates`: in the order of the decision.
     `session`, `named`, `parent`, `fresh`: as in sessions.Asked.
     """
 
@@ -59,7 +65,7 @@ class Dispatch:
     confirmed: int
     best: int
     followed: bool
-    candidates: Callable[[], Sequence[dict[str, Any]]]
+    candidates: Callable[[], Sequence[Offer]]
     session: str | None = None
     named: bool = False
     parent: str | None = None
@@ -69,14 +75,17 @@ class Dispatch:
 
 @dataclass(slots=True)
 class Seen:
-    """One request under way, and what was known when it was sent."""
+    """One request under way, and what was known when it was sent.
+
+    `best`: the most of its prompt that anyone is likely to hold; see Past.likely."""
 
     dispatch: Dispatch
     session: Session | None
     step: Step | None
     known: int
-    lost: Lost | None
-    sending: int
+    lost: Sequence[Lost]
+    best: int
+    sending: float
     standing: Standing
     at: float
     tries: int = 1
@@ -122,6 +131,7 @@ class Observer:
         self.recent = recent or Recent()
         self.timeline = Timeline(clock)
         self.hot = HotPrefixes()
+        self._doubts: deque[tuple[Record, Doubt]] = deque(maxlen=MAX_DOUBTS)
         self._rate = rate
         self.log_blocks = log_blocks
         self._clock = clock
@@ -131,7 +141,7 @@ class Observer:
         prompt, chain = dispatch.prompt, dispatch.prompt.chain
         session: Session | None = None
         step: Step | None = None
-        known, lost = 0, None
+        known, lost, best = 0, _NOTHING, dispatch.best
         if chain and dispatch.request.endpoint in WITH_SESSIONS:
             session, step = self.sessions.step(
                 Asked(
@@ -152,21 +162,29 @@ class Observer:
             size = prompt.block_size
             seen = self.past.known(chain)
             known = max(seen * size, step.resent if step is not None else 0)
-            lost = self.past.lost(chain, dispatch.best // size)
-            self.past.sent(dispatch.entry, chain)
+            if dispatch.best < known:
+                lost = self.past.lost(chain, dispatch.best // size, dispatch.entry, size)
+            if dispatch.best > dispatch.matched:
+                offers = dispatch.candidates()
+                likely = (self.past.likely(each.replica, chain, each.matched // size, size) for each in offers)
+                best = max(likely, default=0) * size
+            self.past.sent(dispatch.entry, chain, prompt.tokens - dispatch.matched)
             self.hot.note(dispatch.model, chain, size)
         standing = self.past.standing(dispatch.entry)
-        return Seen(dispatch, session, step, known, lost, self.past.now, standing, self._clock())
+        return Seen(dispatch, session, step, known, lost, best, self.past.clock(), standing, self._clock())
 
     def unsent(self, dispatch: Dispatch) -> Seen:
         """A request that was never sent: no step of a session."""
-        return Seen(dispatch, None, None, 0, None, 0, GONE, self._clock(), 0)
+        return Seen(dispatch, None, None, 0, _NOTHING, 0, 0.0, GONE, self._clock(), 0)
 
     def done(self, seen: Seen, outcome: Outcome, status: int) -> None:
         """The request is over. `status`: what the client got, 499 if it left."""
         dispatch, step, session = seen.dispatch, seen.step, seen.session
+        if self.past.told_late:
+            self._settle()
         answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
-        found = self._attribute(seen, outcome.usage) if answered and dispatch.prompt.tokens else None
+        facts = self._facts(seen, outcome.usage) if answered and dispatch.prompt.tokens else None
+        found = None if facts is None else attribute(facts)
         saved = 0.0
         if found is not None:
             rate = self._rate(dispatch.replica)
@@ -177,11 +195,12 @@ class Observer:
             self.sessions.answered(session, step, found, saved)
         self._count(seen, outcome, found)
         self._clock_stages(dispatch.seconds, outcome, status)
-        record = self._record(seen, outcome, status, found)
+        record = self._record(seen, outcome, status, facts, found)
         self.recent.put(record)
         if access_log.isEnabledFor(logging.INFO):
             prompt = dispatch.prompt
-            self._log(record | ({"block_size": prompt.block_size, "blocks": prompt.chain} if self.log_blocks else {}))
+            blocks = {"block_size": prompt.block_size, "blocks": prompt.chain} if self.log_blocks else {}
+            self._log(record.told() | blocks)
 
     def passed(self, passed: Passed, outcome: Outcome, status: int) -> None:
         """A request whose prompt was not read is over."""
@@ -220,7 +239,7 @@ class Observer:
 
     def receipt(self, seen: Seen, usage: Usage | None) -> dict[str, Any]:
         """What is known at the end of an answer, for those who asked for it."""
-        found = self._attribute(seen, usage)
+        found = attribute(self._facts(seen, usage))
         return {
             "request": seen.dispatch.request_id,
             "cached_tokens": usage.cached_tokens if usage is not None else None,
@@ -228,39 +247,34 @@ class Observer:
             "computed_tokens": found.tokens,
         }
 
-    def _attribute(self, seen: Seen, usage: Usage | None) -> Attribution:
+    def _facts(self, seen: Seen, usage: Usage | None) -> Facts:
         dispatch, step = seen.dispatch, seen.step
         prompt, size = dispatch.prompt, dispatch.prompt.block_size
         cached = usage.cached_tokens if usage is not None else None
         at = (dispatch.matched if cached is None else cached) // size
-        dropped = at < len(prompt.chain) and self.past.dropped_since(dispatch.entry, prompt.chain[at], seen.sending)
+        dropped = self.past.dropped_at(dispatch.entry, prompt.chain[at]) if at < len(prompt.chain) else None
         then, now = seen.standing, self.past.standing(dispatch.entry)
         emptied = now.clears > then.clears and (now.restarts, now.losses) == (then.restarts, then.losses)
-        lost_on = None if seen.lost is None else seen.lost.cause
-        if lost_on is Cause.STALE and cached is not None and seen.lost is not None:
-            # Where the router looked in vain for events, the engine itself has now said that it has nothing.
-            lost_on = Cause.EVICTED if seen.lost.replica_id == dispatch.entry else lost_on
         broken = step is not None and seen.broken is not None
-        return attribute(
-            Facts(
-                prompt=prompt.tokens,
-                hittable=prompt.hittable_blocks * size,
-                matched=dispatch.matched,
-                best=dispatch.best,
-                known=seen.known,
-                cached=cached,
-                mutated_from=step.resent if step is not None and broken else 0,
-                mutated_to=step.mutated_to if step is not None and broken else 0,
-                block=size,
-                exact=prompt.exact,
-                engine_prompt=usage.prompt_tokens if usage is not None else None,
-                distrusted=bool(dispatch.replica.distrust),
-                tried=seen.tries > 1,
-                lost_on=lost_on,
-                dropped=dropped or emptied,
-                renewed=now.restarts > then.restarts,
-                followed=dispatch.followed,
-            )
+        return Facts(
+            prompt=prompt.tokens,
+            hittable=prompt.hittable_blocks * size,
+            matched=dispatch.matched,
+            best=seen.best if seen.tries == 1 else dispatch.best,
+            not_held=dispatch.best,
+            known=seen.known,
+            cached=cached,
+            mutated_from=step.resent if step is not None and broken else 0,
+            mutated_to=step.mutated_to if step is not None and broken else 0,
+            block=size,
+            exact=prompt.exact,
+            engine_prompt=usage.prompt_tokens if usage is not None else None,
+            distrusted=bool(dispatch.replica.distrust),
+            tried=seen.tries > 1,
+            lost=[(lost.until * size, lost.cause) for lost in seen.lost],
+            dropped=emptied or (dropped is not None and dropped.at >= seen.sending),
+            renewed=now.restarts > then.restarts,
+            followed=dispatch.followed,
         )
 
     def _count(self, seen: Seen, outcome: Outcome, found: Attribution | None) -> None:
@@ -293,31 +307,41 @@ class Observer:
             session.id, step.number, broken.kind, where, at, broken.tokens_lost,
         )  # fmt: skip
 
-    def _record(self, seen: Seen, outcome: Outcome, status: int, found: Attribution | None) -> dict[str, Any]:
-        dispatch, usage = seen.dispatch, outcome.usage
-        prompt = dispatch.prompt
-        return {
-            "id": dispatch.request_id,
-            "at": round(seen.at, 3),
-            "path": dispatch.path,
-            "model": dispatch.model,
-            "tenant": dispatch.tenant,
-            "session": seen.session.id if seen.session is not None else None,
-            "step": seen.step.number if seen.step is not None else None,
-            "relation": seen.step.relation if seen.step is not None else None,
-            "status": status,
-            "replica": outcome.target_id,
-            "reason": dispatch.reason,
-            "prompt_tokens": prompt.tokens,
-            "matched_tokens": dispatch.matched,
-            "best_matched_tokens": dispatch.best,
-            "cached_tokens": usage.cached_tokens if usage is not None else None,
-            "engine_prompt_tokens": usage.prompt_tokens if usage is not None else None,
-            "completion_tokens": usage.completion_tokens if usage is not None else None,
-            "tokens": prompt.told,
-            "cause": found.cause if found is not None else None,
-            "computed_tokens": {str(cause): tokens for cause, tokens in found.tokens.items()} if found else {},
-            "break": seen.broken.told() if seen.broken is not None else None,
-            **timing(outcome, dispatch.seconds),
-            "candidates": dispatch.candidates(),
-        }
+    def _record(
+        self, seen: Seen, outcome: Outcome, status: int, facts: Facts | None, found: Attribution | None
+    ) -> Record:
+        dispatch, step = seen.dispatch, seen.step
+        prompt, offers = dispatch.prompt, dispatch.candidates()
+        record = Record(
+            dispatch.request_id,
+            seen.at,
+            dispatch.path,
+            dispatch.model,
+            dispatch.tenant,
+            seen.session.id if seen.session is not None else None,
+            step.number if step is not None else None,
+            step.relation if step is not None else None,
+            seen.broken,
+            status,
+            outcome,
+            dispatch.reason,
+            prompt.tokens,
+            dispatch.matched,
+            dispatch.best,
+            prompt.told,
+            dispatch.seconds,
+            offers,
+            found,
+        )
+        if facts is not None and found is not None and dispatch.best > max(dispatch.matched, found.reused):
+            held = [(offer.replica, offer.matched) for offer in offers]
+            doubt = Doubt.of(facts, seen.sending, prompt.chain, held, found.reused)
+            if doubt is not None:
+                self._doubts.append((record, doubt))
+        return record
+
+    def _settle(self) -> None:
+        """Events that were lost have come: correct what is remembered of the last requests."""
+        self.past.told_late = False
+        for record, doubt in self._doubts:
+            record.found = doubt.settled(self.past) or record.found

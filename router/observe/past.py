@@ -1,21 +1,32 @@
 """What was computed before and where, and what became of it: the memory behind miss attribution.
 
-* *sent*: blocks of prompts this router sent, with the last sending of each: where to, how that replica's cache stood
-  then. Of a chain's blocks beyond the first 64 every 8th is kept, and the last.
-* *dropped*: blocks that a replica evicted, and when, counted in sendings.
+* *sent*: blocks of prompts this router sent, with the last sending of each to up to 4 replicas: how that replica's
+  cache stood then. Of a chain's blocks beyond the first 64 every 8th is kept, and the last. A sending noted at a
+  chain's deepest block speaks for those before it.
+* *dropped*: blocks that a replica evicted, and when.
+* *clears*: the last times that all that was known of a replica was forgotten, and why.
 
-Both are bounded: two generations each, of which the older is thrown away when the younger is full.
+All are bounded; the first two by two generations, of which the older is thrown away when the younger is full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from router.observe.attribution import Cause
 
 DENSE, STRIDE = 64, 8
 MAX_SENT, MAX_DROPPED = 200_000, 100_000
+HOLDERS = 4
+"""Replicas remembered a block."""
+MAX_CLEARS = 16
+"""Remembered a replica."""
+PLACES = 16
+"""Blocks of a missing part that are looked at, at most."""
 _MAX_REPLICAS = 1000
 _Value = TypeVar("_Value")
 
@@ -24,7 +35,8 @@ class Standing(NamedTuple):
     """How a replica's cache is known now. `gone`: it takes no requests; `distrusted`: other token ids.
 
     `clears`: times all that was known of it was forgotten; of them `restarts` because the engine restarted, `losses`
-    because events were lost, the others because the engine was told to. `tokens`: its size, 0 if unknown.
+    because events were lost, the others because the engine was told
+    to. `tokens`: its size, 0 if unknown. `heard`: when its last events were applied, by Past's clock.
     """
 
     gone: bool = False
@@ -33,25 +45,46 @@ class Standing(NamedTuple):
     restarts: int = 0
     losses: int = 0
     tokens: int = 0
+    heard: float = 0.0
 
 
 GONE = Standing(gone=True)
 
 
 class _Sending(NamedTuple):
-    """One prompt sent. `at`: in sendings; `computed`: tokens computed on that replica by then."""
+    """One prompt sent. `at`: by the clock; `computed`: tokens computed on that replica by then, its own included."""
 
     replica_id: str
     standing: Standing
-    at: int
+    at: float
     computed: int
 
 
-class Lost(NamedTuple):
-    """Why blocks that were computed on a replica are held by nobody now."""
+_Holders = tuple[_Sending, ...]
+"""The last sending to each replica, the newest first."""
 
+
+class Lost(NamedTuple):
+    """Why the blocks up to `until`, which were computed once, are held by nobody now."""
+
+    until: int
     cause: Cause
-    replica_id: str
+
+
+class Dropped(NamedTuple):
+    """A block was evicted `at`, which was `told` then or later."""
+
+    at: float
+    told: float
+
+
+class Clear(NamedTuple):
+    """All that was known of a replica was forgotten. `cause`: GONE if it restarted, STALE if events were lost (it
+    may still hold everything), EVICTED if it was told to. `computed`: tokens computed there by then."""
+
+    at: float
+    cause: Cause
+    computed: int
 
 
 class _Generations(Generic[_Value]):
@@ -65,9 +98,13 @@ class _Generations(Generic[_Value]):
         self.old: dict[int, _Value] = {}
 
     def put(self, keys: Sequence[int], value: _Value) -> None:
+        self.room().update(dict.fromkeys(keys, value))
+
+    def room(self) -> dict[int, _Value]:
+        """Where to put the next entries."""
         if len(self.young) >= self._bound:
             self.old, self.young = self.young, {}
-        self.young.update(dict.fromkeys(keys, value))
+        return self.young
 
     def get(self, key: int) -> _Value | None:
         found = self.young.get(key)
@@ -78,28 +115,50 @@ class Past:
     """For one thread. `standing`: how a replica is now, by its id (its entry in the index)."""
 
     def __init__(
-        self, standing: Callable[[str], Standing], *, max_sent: int = MAX_SENT, max_dropped: int = MAX_DROPPED
+        self,
+        standing: Callable[[str], Standing],
+        *,
+        max_sent: int = MAX_SENT,
+        max_dropped: int = MAX_DROPPED,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.standing = standing
-        self.now = 0
-        """Sendings so far."""
-        self._sent: _Generations[_Sending] = _Generations(max_sent // 2)
+        self.clock = clock
+        self.told_late = False
+        """Blocks turned out to have been evicted some time ago; set back by those who draw conclusions from it."""
+        self._sent: _Generations[_Holders] = _Generations(max_sent // 2)
         self._max_dropped = max_dropped
-        self._dropped: dict[str, _Generations[int]] = {}
+        self._dropped: dict[str, _Generations[Dropped]] = {}
+        self._clears: dict[str, tuple[Standing, deque[Clear]]] = {}
+        self._unheard: dict[str, float] = {}
+        """The first sending to each replica since it was last heard of."""
         self._computed: dict[str, int] = {}
         self._asked: tuple[Sequence[int], Sequence[int], int] | None = None
 
-    def sent(self, replica_id: str, chain: Sequence[int]) -> None:
-        """A prompt with this chain was sent there."""
-        self.now += 1
-        sending = _Sending(replica_id, self.standing(replica_id), self.now, self._computed.get(replica_id, 0))
-        # What the same replica was sent before, and not so long ago that it may be forgotten, is there already; only
-        # the deepest of it is made new, for it is what `lost` reads.
+    def sent(self, replica_id: str, chain: Sequence[int], tokens: int = 0) -> None:
+        """A prompt with this chain was sent there; `tokens` of it are likely to be computed."""
+        done = self._computed.get(replica_id, 0) + tokens
+        sending = _Sending(replica_id, self.standing(replica_id), self.clock(), done)
+        if self._unheard.get(replica_id, -1.0) <= sending.standing.heard:
+            if len(self._unheard) >= _MAX_REPLICAS:
+                self._unheard.clear()
+            self._unheard[replica_id] = sending.at
         kept, known = self._depth(chain)
-        before = self._sent.young.get(kept[known - 1]) if known else None
-        same = before is not None and before[:2] == sending[:2]
-        self._sent.put(kept[known - 1 :] if same else kept, sending)
         self._asked = None
+        deepest = self._sent.young.get(kept[known - 1]) if known else None
+        if deepest is not None and any(_alike(sending, each) for each in deepest):
+            # The same replica was sent this much before, and not so long ago that it may be forgotten.
+            self._sent.put(kept[known - 1 : known], _with(sending, deepest))
+            self._sent.put(kept[known:], (sending,))
+            return
+        room, of = self._sent.room(), None
+        made: _Holders = (sending,)
+        for key in kept[:known]:
+            holders = self._sent.get(key)
+            if holders is not of:
+                of, made = holders, _with(sending, holders or ())
+            room[key] = made
+        room.update(dict.fromkeys(kept[known:], (sending,)))
 
     def computed(self, replica_id: str, tokens: int) -> None:
         """The replica computed so many tokens of a prompt."""
@@ -112,47 +171,135 @@ class Past:
         kept, depth = self._depth(chain)
         if depth <= DENSE:
             return depth
-        return len(chain) if depth == len(kept) else DENSE + (depth - DENSE - 1) * STRIDE + 1
+        return len(chain) if depth == len(kept) else _place(depth - 1, len(chain)) + 1
 
-    def lost(self, chain: Sequence[int], held: int) -> Lost | None:
-        """Why nobody holds block `held` of a chain that was sent before; None if it can't be told.
+    def likely(self, replica_id: str, chain: Sequence[int], blocks: int, size: int) -> int:
+        """Of the leading blocks (of `size` tokens) that a replica is said to hold, those that it can still hold.
 
-        A replica that is there, dropped nothing and had room, and still is not known to hold what it was sent: its
-        events are late or lost.
+        All, unless it was sent prompts since it was last heard of: its events may be lost. What it computed since it
+        was sent these blocks has pushed them out then from the end on, as far as both do not fit into its cache.
+        """
+        standing = self.standing(replica_id)
+        if self._unheard.get(replica_id, 0.0) <= standing.heard or not standing.tokens or not blocks:
+            return blocks
+        kept, depth = self._depth(chain)
+        then = max(
+            (
+                each.computed
+                for key in kept[_index(blocks) - 1 : depth]
+                for each in self._sent.get(key) or ()
+                if each.replica_id == replica_id
+            ),
+            default=None,
+        )
+        if then is None:
+            return blocks
+        room = standing.tokens - max(0, self._computed.get(replica_id, 0) - then)
+        return max(0, min(blocks, room // size))
+
+    def lost(self, chain: Sequence[int], held: int, asked: str, size: int) -> list[Lost]:
+        """Why nobody holds the blocks from `held` on that were sent before: how the last one that had them lost them.
+
+        `asked`: who is asked for them now. A replica that is there, dropped nothing and had room, and still is not
+        known to hold what it was sent: its events are late or lost. Of the one that is asked its answer would show it.
         """
         kept, depth = self._depth(chain)
-        sending = self._sent.get(kept[depth - 1]) if depth else None
-        if sending is None or held >= len(chain):
-            return None
-        replica_id, then = sending.replica_id, sending.standing
-        now = self.standing(replica_id)
-        if now.gone or now.restarts > then.restarts:
-            cause = Cause.GONE
-        elif now.distrusted:
-            cause = Cause.MISMATCH
-        elif self.dropped_since(replica_id, chain[held], sending.at) or (
-            now.clears > then.clears and now.losses == then.losses
-        ):
-            cause = Cause.EVICTED
-        else:
-            overrun = self._computed.get(replica_id, 0) - sending.computed > now.tokens > 0
-            cause = Cause.EVICTED if overrun else Cause.STALE
-        return Lost(cause, replica_id)
+        first = min(_index(held), depth - 1)
+        if first < 0 or held >= len(chain):
+            return []
+        latest: dict[str, _Sending] = {}
+        found: list[Lost] = []
+        until = _place(depth - 1, len(chain)) + 1
+        for at in sorted({first + (depth - 1 - first) * n // PLACES for n in range(PLACES + 1)}, reverse=True):
+            for sending in self._sent.get(kept[at]) or ():
+                before = latest.get(sending.replica_id)
+                if before is None or before.at < sending.at:
+                    latest[sending.replica_id] = sending
+            cause = self._cause(kept[at], latest, asked, until * size)
+            if not found or found[-1].cause is not cause:
+                found.append(Lost(until, cause))
+            until = _place(at, len(chain))
+        return found[::-1]
 
-    def dropped(self, replica_id: str, keys: Sequence[int]) -> None:
-        """The replica evicted these blocks."""
+    def _cause(self, key: int, latest: dict[str, _Sending], asked: str, depth: int) -> Cause:
+        """How the last of these replicas lost a block."""
+        last, cause = -math.inf, Cause.UNKNOWN
+        for then in latest.values():
+            at, why = self._end(key, then, asked, depth)
+            if at > last:
+                last, cause = at, why
+        return cause
+
+    def _end(self, key: int, then: _Sending, asked: str, depth: int) -> tuple[float, Cause]:
+        """When and how a replica lost a block of a prompt that it was sent; inf if it should have it.
+
+        `depth`: tokens up to the block's end.
+        """
+        replica_id = then.replica_id
+        now, done = self.standing(replica_id), self._computed.get(replica_id, 0)
+        room = max(1, now.tokens - depth) if now.tokens else 0
+        dropped = self.dropped_at(replica_id, key)
+        told = math.inf if dropped is None or dropped.at < then.at else dropped.at
+        blind = False
+        for clear in self.clears(replica_id):
+            if then.at < clear.at < told:
+                if clear.cause is not Cause.STALE:
+                    full = self._full_at(then, clear.at, clear.computed, room) if blind else None
+                    return (clear.at, clear.cause) if full is None else (full, Cause.EVICTED)
+                blind = True
+        if told < math.inf:
+            return told, Cause.EVICTED
+        if now.gone:
+            return math.inf, Cause.GONE
+        if now.distrusted:
+            return math.inf, Cause.MISMATCH
+        full = self._full_at(then, self.clock(), done, room)
+        if full is not None or replica_id == asked:
+            return then.at if full is None else full, Cause.EVICTED
+        return math.inf, Cause.STALE
+
+    @staticmethod
+    def _full_at(then: _Sending, at: float, computed: int, room: int) -> float | None:
+        """When a replica had computed `room` tokens since a sending, if it had by `at`: about then it evicted what lies
+        so deep in that prompt that no more fits beside it."""
+        since = computed - then.computed
+        return then.at + (at - then.at) * room / since if since > room > 0 else None
+
+    def dropped(self, replica_id: str, keys: Sequence[int], age_s: float = 0.0) -> None:
+        """The replica evicted these blocks, so long ago."""
         known = self._dropped.get(replica_id)
         if known is None:
             if len(self._dropped) >= _MAX_REPLICAS:
                 self._dropped.clear()
             known = self._dropped[replica_id] = _Generations(self._max_dropped // 2)
-        known.put(keys, self.now)
+        now = self.clock()
+        known.put(keys, Dropped(now - age_s, now))
+        self.told_late = self.told_late or age_s > 0
 
-    def dropped_since(self, replica_id: str, key: int, at: int) -> bool:
-        """Whether the replica is known to have evicted a block since a sending."""
+    def cleared(self, replica_id: str) -> None:
+        """All that was known of the replica was forgotten."""
+        if len(self._clears) >= _MAX_REPLICAS:
+            self._clears.clear()
+        now = self.standing(replica_id)
+        before, clears = self._clears.get(replica_id) or (GONE, deque(maxlen=MAX_CLEARS))
+        if now.restarts > before.restarts:
+            cause = Cause.GONE
+        elif now.losses > before.losses:
+            cause = Cause.STALE
+        else:
+            cause = Cause.EVICTED
+        clears.append(Clear(self.clock(), cause, self._computed.get(replica_id, 0)))
+        self._clears[replica_id] = now, clears
+
+    def clears(self, replica_id: str) -> Iterable[Clear]:
+        """The oldest first."""
+        known = self._clears.get(replica_id)
+        return () if known is None else known[1]
+
+    def dropped_at(self, replica_id: str, key: int) -> Dropped | None:
+        """When the replica evicted a block the last time, by the clock; None if that is not known."""
         known = self._dropped.get(replica_id)
-        found = None if known is None else known.get(key)
-        return found is not None and found >= at
+        return None if known is None else known.get(key)
 
     def _depth(self, chain: Sequence[int]) -> tuple[Sequence[int], int]:
         """The chain's kept hashes, and how many leading ones of them are known; asked several times for one request."""
@@ -168,6 +315,24 @@ class Past:
                 high = middle
         self._asked = chain, kept, low
         return kept, low
+
+
+def _alike(one: _Sending, other: _Sending) -> bool:
+    return one.replica_id == other.replica_id and one.standing[:-1] == other.standing[:-1]
+
+
+def _with(sending: _Sending, holders: _Holders) -> _Holders:
+    return (sending, *(each for each in holders if each.replica_id != sending.replica_id))[:HOLDERS]
+
+
+def _index(block: int) -> int:
+    """Which kept hash is the first at or after a block."""
+    return block if block <= DENSE else DENSE + -(-(block - DENSE) // STRIDE)
+
+
+def _place(kept: int, blocks: int) -> int:
+    """Where in a chain of so many blocks its kept hash of that number is."""
+    return kept if kept < DENSE else min(DENSE + (kept - DENSE) * STRIDE, blocks - 1)
 
 
 def _kept(chain: Sequence[int]) -> Sequence[int]:
