@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,18 +45,22 @@ class Conversation:
 
 
 def converted(
-    message: Mapping[str, Any],
+    messages: Iterable[Mapping[str, Any]],
     content_format: ContentFormat,
     kind: str,
     convert: Callable[[Mapping[str, Any], ContentFormat], dict[str, Any]],
-) -> dict[str, Any]:
-    """`convert(message, content_format)`, once per message that requests share. Not to be changed."""
-    if not isinstance(message, Message):
-        return convert(message, content_format)
-    known = message.converted.get(kind)
-    if known is None:
-        known = message.converted[kind] = convert(message, content_format)
-    return known
+) -> list[dict[str, Any]]:
+    """`convert(message, content_format)` of each, once per message that requests share. They are not to be changed."""
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        if isinstance(message, Message):
+            known = message.converted.get(kind)
+            if known is None:
+                known = message.converted[kind] = convert(message, content_format)
+            found.append(known)
+        else:
+            found.append(convert(message, content_format))
+    return found
 
 
 def part_text(part: object) -> str | None:

@@ -46,7 +46,10 @@ class _Fast:
         self._ids = None if list(ids) == list(range(len(ids))) else ids
 
     def __call__(self, pieces: Sequence[str]) -> list[bytes]:
-        return [self._piece(piece) if _STABLE.fullmatch(piece) else self._other(piece) for piece in pieces]
+        return [
+            self._piece(piece) if piece.isascii() or _STABLE.fullmatch(piece) else self._other(piece)
+            for piece in pieces
+        ]
 
     def _piece(self, piece: str) -> bytes:
         """A piece has an added token at its beginning or none."""

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 _decode = msgspec.json.Decoder().decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _SHARED = frozenset({"messages", "input", "tools"})  # the second is the Responses API's history
+SPAN_BYTES = 16 * 1024
 _OVERHEAD = 1600  # a small message's dicts, its conversions and the entry, measured
 
 
@@ -24,13 +26,14 @@ class Message(dict[str, Any]):
     """A decoded message, shared by requests: not to be changed.
 
     `converted`: results of its conversions, by kind. `parts`: the chat messages that a message of another protocol is,
-    by protocol. `print`: its observe.digest.MessagePrint once that was asked for.
+    by protocol. `print`: its observe.digest.MessagePrint once that was asked for. `raw`: its JSON.
     """
 
-    __slots__ = ("converted", "parts", "print")
+    __slots__ = ("converted", "parts", "print", "raw")
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(self, fields: dict[str, Any], raw: bytes = b"") -> None:
         super().__init__(fields)
+        self.raw = raw
         self.converted: dict[str, dict[str, Any]] = {}
         self.parts: dict[str, tuple[Message, ...]] = {}
         self.print: Any = None
@@ -46,13 +49,37 @@ class SharedList(list[Any]):
         self.converted: dict[str, SharedList] = {}
 
 
+class _Span:
+    """A run of whole messages within an array: their bytes, to the comma behind the last, and each one's own."""
+
+    __slots__ = ("keys", "raw", "size")
+
+    def __init__(self, raw: bytes, keys: list[bytes]) -> None:
+        self.raw = raw
+        self.keys = keys
+        self.size = 2 * len(raw) + 8 * len(keys) + 400
+
+
 class History:
-    """Message bytes -> message, least recently used out first, bounded in bytes. For one thread."""
+    """Message bytes -> message, least recently used out first, bounded in bytes. For one thread.
+
+    What a growing history begins with isn't taken apart again: runs of whole messages are known by their first
+    SPAN_BYTES and compared as a whole. They take up to a quarter more than `max_bytes`.
+    """
 
     def __init__(self, max_bytes: int = 64 << 20) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._known: OrderedDict[bytes, Any] = OrderedDict()
+        self._spans: OrderedDict[int, _Span] = OrderedDict()
+        self._span_bytes = 0
+        self.spans_used = 0
+        """Runs of messages that were not taken apart again."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds, bounded."""
+        return self._bytes + self._span_bytes
 
     def decode(self, body: bytes) -> Any:
         """The same as decoding the body, but for the type of its messages. Raises msgspec.DecodeError and the like."""
@@ -66,8 +93,53 @@ class History:
             elif name == "tools":
                 fields[name] = self._shared(inner)
             else:
-                fields[name] = [self._shared(bytes(one)) for one in _split_array(inner)]
+                fields[name] = self._elements(inner)
         return fields
+
+    def _elements(self, array: bytes) -> list[Any]:
+        """The objects of an array of messages."""
+        found: list[Any] = []
+        at = 1
+        while len(array) - at > SPAN_BYTES:
+            key = xxh3_64_intdigest(array[at : at + SPAN_BYTES])
+            span = self._spans.get(key)
+            if span is None or not array.startswith(span.raw, at):
+                break
+            messages = list(map(self._known.get, span.keys))
+            if None in messages:
+                break
+            self.spans_used += 1
+            self._spans.move_to_end(key)
+            for raw in span.keys:
+                self._known.move_to_end(raw)
+            found += messages
+            at += len(span.raw)
+        rest = array if at == 1 else b"[" + array[at:]
+        raws = [bytes(one) for one in _split_array(rest)]
+        messages = list(map(self._shared, raws))
+        self._keep_spans(rest, raws, messages)
+        return found + messages
+
+    def _keep_spans(self, array: bytes, raws: list[bytes], messages: list[Any]) -> None:
+        """Remember the runs of whole messages that `array`, which has these elements, begins with."""
+        begin = end = 1
+        keys: list[bytes] = []
+        for raw, message in zip(raws, messages, strict=True):
+            start = array.find(raw, end)  # only white space and a comma lie between, which begin no element
+            end = array.find(b",", start + len(raw)) + 1
+            if not end or not isinstance(message, Message):
+                return
+            keys.append(message.raw)
+            if end - begin >= SPAN_BYTES:
+                self._keep_span(xxh3_64_intdigest(array[begin : begin + SPAN_BYTES]), _Span(array[begin:end], keys))
+                begin, keys = end, []
+
+    def _keep_span(self, key: int, span: _Span) -> None:
+        old = self._spans.pop(key, None)
+        self._span_bytes += span.size - (old.size if old is not None else 0)
+        self._spans[key] = span
+        while self._span_bytes > self._max_bytes >> 2:
+            self._span_bytes -= self._spans.popitem(last=False)[1].size
 
     def _shared(self, raw: bytes) -> Any:
         """The object of an object's or a list's bytes."""
@@ -77,17 +149,17 @@ class History:
             return known
         decoded = _decode(raw)
         if isinstance(decoded, dict):
-            shared: Message | SharedList = Message(decoded)
+            shared: Message | SharedList = Message(decoded, raw)
         elif isinstance(decoded, list):
             shared = SharedList(decoded)
         else:
             return decoded
         size = _size(raw)
-        if size <= self.max_bytes >> 3:
+        if size <= self._max_bytes >> 3:
             self._known[raw] = shared
-            self.bytes += size
-            while self.bytes > self.max_bytes:
-                self.bytes -= _size(self._known.popitem(last=False)[0])
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                self._bytes -= _size(self._known.popitem(last=False)[0])
         return shared
 
 

@@ -17,12 +17,12 @@ whether it is kept or not, and what no chat template needs is refused. The allow
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import islice
 from sys import getsizeof
+from time import monotonic
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any, NoReturn
 
@@ -31,6 +31,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 from jinja2 import filters, pass_context, pass_eval_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
@@ -83,6 +84,8 @@ _CONTAINER_METHODS = frozenset({"get", "items", "keys", "values", "copy", "index
 _CALLED = (FunctionType, Macro, LoopContext, BlockReference, Joiner, Undefined)
 _CLASSES = (dict, Namespace, Cycler, Joiner)
 
+_namespace_attributes = object.__getattribute__  # jinja2's own is twice a Python function
+
 _SMALL_FILTERS = ("abs", "attr", "count", "d", "default", "first", "float", "items", "last", "length")
 _ITEM_FILTERS = frozenset({"map", "reject", "rejectattr", "reverse", "select", "selectattr"})
 _REFUSED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr")
@@ -93,9 +96,27 @@ _COMPARING_TESTS = (
 _NUMBER_TESTS = ("divisibleby", "even", "odd")
 
 
+class _Code(CodeGenerator):
+    """`message.role` of a dict and `loop.index0` are looked up where they stand: most of a render is look-ups."""
+
+    def visit_Getattr(self, node: jinja2.nodes.Getattr, frame: Frame) -> None:
+        of, name = node.node, node.attr
+        if isinstance(of, jinja2.nodes.Name) and of.name == "loop" and name in _LOOP_FIELDS:
+            here, kind, known = f"_of.{name}", "LoopContext", ""
+        elif name not in _DICT_METHODS:
+            here, kind, known = f"_of[{name!r}]", "dict", f"and {name!r} in _of "
+        else:
+            super().visit_Getattr(node, frame)
+            return
+        self.write(f"({here} if type(_of := ")
+        self.visit(of, frame)
+        self.write(f") is {kind} {known}else environment.getattr(_of, {name!r}))")
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one template. For one render at a time."""
 
+    code_generator_class = _Code
     intercepted_binops = frozenset({"*", "**", "%"})
     resumption: Resumption | None = None
 
@@ -135,7 +156,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def begin(self, seconds: float) -> None:
         """A render starts; it may take so long."""
         self._left = self._max_bytes
-        self._deadline = time.monotonic() + seconds
+        self._deadline = monotonic() + seconds
 
     def spend(self, count: int) -> None:
         """Take bytes off the allowance. Raises OverBounds."""
@@ -158,7 +179,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def check_time(self) -> None:
         """Raises OverBounds."""
-        if time.monotonic() > self._deadline:
+        if monotonic() > self._deadline:
             raise OverBounds("the chat template ran over its time limit")
 
     def flat(self, value: Any) -> Any:
@@ -171,8 +192,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @pass_context
     def tick(self, _context: Any, weight: int) -> None:
         """An iteration of a loop begins, which may print `weight` bytes of references."""
-        self.spend(weight)
-        self.check_time()
+        left = self._left = self._left - weight
+        if left < 0 or monotonic() > self._deadline:
+            self.spend(0)
+            self.check_time()
 
     # Text
 
@@ -240,19 +263,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)
-        if kind is dict:
-            if attribute not in _DICT_METHODS:
-                try:
-                    return obj[attribute]
-                except KeyError:
-                    return self.undefined(obj=obj, name=attribute)
-        elif kind is str:
-            if attribute in _COMMON:
-                return getattr(obj, attribute)
-        elif (kind is Loop and attribute in _LOOP_FIELDS) or (kind is Namespace and attribute[0] != "_"):
+        if kind is Namespace and attribute[0] != "_":
+            attributes = _namespace_attributes(obj, "_Namespace__attrs")
+            return attributes[attribute] if attribute in attributes else self.undefined(obj=obj, name=attribute)
+        if kind is str and attribute in _COMMON:
+            return getattr(obj, attribute)
+        if kind is dict and attribute not in _DICT_METHODS:
             try:
-                return getattr(obj, attribute)
-            except AttributeError:
+                return obj[attribute]
+            except KeyError:
                 return self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 

@@ -32,8 +32,7 @@ def conversation(body: Mapping[str, Any], content_format: ContentFormat) -> Conv
     refuse_foreign_prompts(body)
     if body.get("input_ids") is not None:
         raise Inexact("request-input-ids")
-    kind = f"sglang-{content_format}"
-    messages = [converted(message, content_format, kind, _message) for message in body["messages"]]
+    messages = converted(body["messages"], content_format, f"sglang-{content_format}", _message)
     continuation = None
     if messages and messages[-1]["role"] == "assistant" and isinstance(messages[-1]["content"], str):
         last = messages.pop()

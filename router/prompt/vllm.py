@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from router.prompt.content_format import ContentFormat
@@ -27,6 +28,8 @@ from router.prompt.conversation import (
 )
 from router.prompt.history import SharedList
 from router.prompt.template import ChatTemplate
+
+_ROLE = itemgetter("role")
 
 
 def conversation(
@@ -43,8 +46,8 @@ def conversation(
     `--exclude-tools-when-tool-choice-none`.
     """
     refuse_foreign_prompts(body)
-    messages = [converted(message, content_format, f"vllm-{content_format}", _message) for message in body["messages"]]
-    if any(message["role"] == "developer" for message in messages) and not _knows_developer(template):
+    messages = converted(body["messages"], content_format, f"vllm-{content_format}", _message)
+    if "developer" in map(_ROLE, messages) and not _knows_developer(template):
         messages = _merge_system(messages, content_format)
     offered = None if exclude_tools_when_none and body.get("tool_choice") == "none" else body.get("tools")
     variables = _variables(body, defaults or {})

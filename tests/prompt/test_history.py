@@ -1,0 +1,67 @@
+"""Messages decoded once: whatever was seen before, a body gives what decoding it from the start gives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.prompt import history as shared
+from router.prompt.history import History, Message
+
+texts = st.sampled_from(["", "a", ",", "]", '","', "é" * 9, "x" * 50, '{"role": "user"},'])
+messages = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": texts}),
+        st.fixed_dictionaries({"role": st.just("assistant"), "content": st.lists(texts, max_size=3)}),
+        st.sampled_from([None, 1, 12, "x", [], [1]]),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module")
+def small_spans() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "SPAN_BYTES", 64)
+        yield
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(messages, st.integers(0, 12), st.sampled_from([(",", ":"), (", ", ": "), (" ,\n ", ":")])), max_size=8
+    )
+)
+def test_any_histories_decode_as_themselves(small_spans: None, steps: list[tuple[list[Any], int, Any]]) -> None:
+    """Each body keeps some of the last one's messages, in some spelling, and adds others."""
+    history = History()
+    talk: list[Any] = []
+    for added, kept, separators in steps:
+        talk = talk[:kept] + added
+        body = json.dumps({"model": "m", "messages": talk, "n": 1}, ensure_ascii=False, separators=separators).encode()
+        assert history.decode(body) == json.loads(body)
+
+
+def test_growing_histories_share_their_messages(small_spans: None) -> None:
+    history = History()
+    talk = [{"role": "user", "content": f"{i} " * (i % 40)} for i in range(60)]
+    seen: list[Message] = []
+    for end in range(1, 60):
+        decoded = history.decode(json.dumps({"messages": talk[:end]}).encode())["messages"]
+        assert all(new is old for new, old in zip(decoded, seen, strict=False))
+        seen = decoded
+    assert history.spans_used > 100
+
+
+def test_spans_are_bounded_and_go_with_their_messages(small_spans: None) -> None:
+    history = History(max_bytes=40_000)
+    for session in range(50):
+        talk = [{"role": "user", "content": f"{session}-{i} " * 5} for i in range(40)]
+        for end in (20, 40):
+            body = json.dumps({"messages": talk[:end]}).encode()
+            assert history.decode(body) == json.loads(body)
+        assert history.held_bytes <= 40_000 + 10_000
