@@ -157,7 +157,8 @@ class Catalog:
             if base != name:
                 continue
             spec = ModelSpec(
-                name=served if served in told.adapters else name,
+                name=_adapter(served, told) if served in told.adapters else name,
+                adapter=served in told.adapters,
                 model=self._loaded.get(name),
                 block_size=self._sizes[name],
                 default_template_kwargs=settings.chat_template_kwargs,
@@ -206,6 +207,11 @@ class Catalog:
             chat_template=_template(settings),
             cache=SegmentCache(self._cache_bytes),
         )
+
+
+def _adapter(served: str, info: EngineInfo) -> str:
+    """The adapter's name in KV events."""
+    return served.removeprefix(f"{info.models[0]}:") if info.kind == "sglang" else served
 
 
 def _token(settings: Model) -> str | None:

@@ -20,6 +20,8 @@ class ReplicaConfig:
     model: str = "sim"
     model_dir: Path = MODEL_DIR
     kind: str = "vllm"
+    aliases: tuple[str, ...] = ()
+    """Further names of the model (vLLM's --served-model-name takes several)."""
     loras: tuple[str, ...] = ()
     block_size: int = 16
     kv_blocks: int = 2048

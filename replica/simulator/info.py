@@ -27,9 +27,12 @@ class InfoRoutes:
         base = self._config.model
         owner = self._config.kind
         data: list[dict[str, Any]] = []
-        for name in (base, *self._config.loras):
+        for name in (base, *self._config.aliases, *self._config.loras):
             entry = {"id": name, "object": "model", "created": self._created, "owned_by": owner, "root": base}
-            entry |= {"parent": None if name == base else base, "max_model_len": self._config.max_model_len}
+            entry |= {
+                "parent": base if name in self._config.loras else None,
+                "max_model_len": self._config.max_model_len,
+            }
             if owner == "vllm":
                 permission = {
                     "id": f"modelperm-{os.urandom(8).hex()}",

@@ -98,7 +98,7 @@ class NativeRoutes:
         given = body.get("input_ids") if body.get("input_ids") is not None else body.get("text")
         prompts = self._reader.completion_prompts(given, "text")
         asked = self._reader.positive(body.get("sampling_params") or {}, "max_new_tokens")
-        sequences = self._reader.sequences(prompts, body, asked=asked, model=str(body.get("lora_path") or ""))
+        sequences = self._reader.sequences(prompts, body, asked=asked, model="")
         shape = SGLangShape(self._engine.tokenizer.words, str(body.get("rid") or os.urandom(16).hex()))
         submit(self._engine, self._faults, reply, sequences, shape, n=1, stream=bool(body.get("stream")))
 

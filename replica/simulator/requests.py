@@ -81,11 +81,14 @@ class RequestReader:
         return EngineError(self._kind, 400, message, BAD_REQUEST, param)
 
     def model(self, body: dict[str, Any]) -> str:
-        """The model name to answer with. vLLM: 404 for an unknown one; SGLang and TGI serve any name."""
+        """The model name to answer with. vLLM: 404 for an unknown one; SGLang and TGI serve any name.
+
+        SGLang takes an adapter as `base:adapter`, or in `lora_path`.
+        """
         name = body.get("model")
         if name is None:
             return "default" if self._kind == "sglang" else self._config.model
-        known = (self._config.model, *self._config.loras)
+        known = (self._config.model, *self._config.aliases, *self._config.loras)
         if self._kind == "vllm" and name not in known:
             message = f"The model `{name}` does not exist. Valid aliases: {', '.join(known)}."
             raise EngineError(self._kind, 404, message, "NotFoundError", "model")
@@ -151,6 +154,8 @@ class RequestReader:
                 f"(parameter=max_tokens, value={asked})",
                 "max_tokens",
             )
+        if self._kind == "sglang":
+            model = model.partition(":")[2] or str(body.get("lora_path") or "")
         lora = model if model in self._config.loras else None
         salt = body.get("cache_salt") or None
         made: list[Sequence] = []

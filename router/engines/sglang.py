@@ -36,6 +36,9 @@ class Sglang:
     async def inspect(self, session: aiohttp.ClientSession, url: str) -> EngineInfo:
         """Models, page size, KV capacity and event sources from /v1/models and /server_info."""
         base, adapters, entries = served_models(await get_json(session, url, "/v1/models"), url)
+        # It lists an adapter by its own name, but takes a request for that name as one for the base model.
+        adapters = tuple(f"{base[0]}:{adapter}" for adapter in adapters)
+        entries = [{**e, "id": f"{base[0]}:{e['id']}"} if e.get("parent") else e for e in entries]
         server = await get_json(session, url, "/server_info") or await get_json(session, url, "/get_server_info") or {}
         events = _events(server.get("kv_events"), url)
         ranks = range(max(as_int(server.get("dp_size")) or 1, len(events)))

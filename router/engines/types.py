@@ -42,7 +42,8 @@ def _offset(endpoint: str, rank: int) -> str:
 class EngineInfo:
     """What an engine is; read when a replica joins and after it was away.
 
-    `models`: ids it answers to, the base model's canonical name first, then aliases. `adapters`: LoRA ids.
+    `models`: ids it answers to, the base model's canonical name first, then aliases. `adapters`: ids
+    of LoRA adapters, as requests name them (SGLang: `base:adapter`).
     `block_size` and `kv_tokens` (size of the KV cache, per rank) are None when the engine doesn't say.
     `rest_paths`: those of its endpoints that tell whether it sleeps or is paused.
     """

@@ -38,7 +38,7 @@ def canonical_text(request: ApiRequest) -> bytes:
     if request.prompts:
         first = request.prompts[0]
         parts.append(first.encode("utf-8", "surrogatepass") if isinstance(first, str) else first)
-    elif request.endpoint in (Endpoint.SCORE, Endpoint.RERANK):
+    elif request.endpoint in (Endpoint.SCORE, Endpoint.SCORE_ITEMS, Endpoint.RERANK):
         parts += [_bytes(body[name]) for name in _SCORED if name in body]
     else:
         for name in ("tools", "system", "instructions"):

@@ -11,7 +11,10 @@ from router.prompt import anthropic, responses, sglang, vllm
 from router.prompt.conversation import Conversation, Inexact
 from router.prompt.model import ChatModel
 from router.prompt.requests import ApiRequest, Endpoint
+from router.prompt.scored import scored_prompts
 from router.prompt.template import TemplateError
+
+_SCORING = frozenset({Endpoint.SCORE, Endpoint.SCORE_ITEMS, Endpoint.RERANK})
 
 
 class Spec(Protocol):
@@ -68,6 +71,11 @@ def parts_of(request: ApiRequest, spec: Spec, engine: str) -> Plan:
         add = True if special is None else bool(special)
         prompts = ([p if isinstance(p, bytes) else Part(p, add)] for p in request.prompts)
         return Plan(prompts, None, keep, left)
+    if request.endpoint in _SCORING:
+        scored = scored_prompts(request, engine)
+        if engine == "vllm" and spec.max_model_len is not None:
+            keep = spec.max_model_len - 1  # one token is generated
+        return Plan(([p if isinstance(p, bytes) else Part(*p) for p in prompt] for prompt in scored), None, keep, left)
     sent = _sent_ids(request.body, engine)
     if sent is not None:
         return Plan([[sent]], None, keep, left)

@@ -26,6 +26,7 @@ class Endpoint(Enum):
     EMBEDDINGS = "embeddings"
     SCORE = "score"
     RERANK = "rerank"
+    SCORE_ITEMS = "score_items"
     GENERATE = "generate"
     OTHER = "other"
 
@@ -38,6 +39,7 @@ _ENDPOINTS = {
     "/v1/embeddings": Endpoint.EMBEDDINGS,
     "/score": Endpoint.SCORE,
     "/v1/score": Endpoint.SCORE,
+    "/generative_scoring": Endpoint.SCORE_ITEMS,
     "/rerank": Endpoint.RERANK,
     "/v1/rerank": Endpoint.RERANK,
     "/v2/rerank": Endpoint.RERANK,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
@@ -53,6 +53,7 @@ class ModelSpec:
     `content_format`: the server's `--chat-template-content-format` unless "auto".
     `max_model_len`: tokens, for requests that ask to be truncated to the model's limit.
     `inexact`: set while the ids may not be trusted (a failed comparison with the engine, an encoder of its own).
+    `adapter`: it is a LoRA adapter's.
     `by_engine`: engine kind -> spec, for kinds that read the model's files in another way.
     """
 
@@ -64,6 +65,7 @@ class ModelSpec:
     exclude_tools_when_none: bool = False
     max_model_len: int | None = None
     inexact: str | None = None
+    adapter: bool = False
     by_engine: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
@@ -200,6 +202,11 @@ class PromptStage:
         took = Took() if took is None else took
         spec = self.spec(request.model)
         spec = spec.by_engine.get(engine, spec)
+        lora = request.body.get("lora_path") if engine == "sglang" and not spec.adapter else None
+        if isinstance(lora, str) and lora:
+            spec = replace(spec, name=lora, adapter=True)
+        elif lora:
+            spec = replace(spec, inexact="lora-path")  # one for each prompt of a list
         if request.size > _LONG_BYTES:
             await self._own_turn()
         start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from router.prompt.requests import ApiRequest, BadRequest, Endpoint
 
 _PACKED = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input", Endpoint.GENERATE: "input_ids"}
+_SCORED = ("query", "items", "label_token_ids")
 _LISTS = ("input_ids", "prompt_token_ids", "token_ids")
 _BIG_ENDIAN = array("I", [1]).tobytes()[0] == 0
 
@@ -16,7 +17,8 @@ def check_ids(request: ApiRequest, size: int | None) -> None:
     """Raises BadRequest if a prompt of ids holds one of `size` or more (None: unknown, everything passes).
 
     Looked at: `prompt`, `input`, `input_ids` (also SGLang's in a chat), `prompt_token_ids`,
-    `kv_transfer_params.prompt_token_ids` and `token_ids` (vLLM's /inference/v1/generate).
+    `kv_transfer_params.prompt_token_ids`, `token_ids` (vLLM's /inference/v1/generate), and of scoring requests `query`,
+    `items` and `label_token_ids`.
     """
     if size is None:
         return
@@ -37,7 +39,8 @@ def _largest(request: ApiRequest) -> Iterator[tuple[str, int]]:
             yield (f"{name}[{position}]" if len(request.prompts) > 1 else name), max(ids)
     if request.endpoint is Endpoint.GENERATE:
         return
-    for name in _LISTS:
+    scored = request.endpoint in (Endpoint.SCORE, Endpoint.SCORE_ITEMS)
+    for name in (*_LISTS, *_SCORED) if scored else _LISTS:
         if name in request.body:
             yield from _of_list(name, request.body[name])
     transfer = request.body.get("kv_transfer_params")

@@ -29,6 +29,9 @@ def ask(number: int, **fields: object) -> dict[str, object]:
             {**ask(1), "kv_transfer_params": {"prompt_token_ids": [4096]}},
             "kv_transfer_params.prompt_token_ids",
         ),
+        ("/v1/score", {"query": [1, 4096], "items": [[2]]}, "query"),
+        ("/v1/score", {"query": [1], "items": [[2], [3, 4096]]}, "items"),
+        ("/generative_scoring", {"query": "q", "items": ["i"], "label_token_ids": [4096]}, "label_token_ids"),
         ("/inference/v1/generate", {"token_ids": [1, 2, 1 << 40]}, "token_ids"),
     ],
 )

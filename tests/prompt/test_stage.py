@@ -115,6 +115,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A
         ("/v1/responses", {"input": "x", "previous_response_id": "r"}, "stored-response"),
         ("/score", {"text_1": "a", "text_2": "b" * 100}, "unsupported-endpoint"),
         ("/rerank", {"query": "a", "documents": ["b" * 100]}, "unsupported-endpoint"),
+        ("/v1/score", {"query": "a", "items": ["b"]}, "unsupported-endpoint"),
+        ("/generative_scoring", {"query": "a", "items": 5}, "malformed-request"),
+        ("/generative_scoring", {"query": "a", "items": [{}]}, "malformed-request"),
+        ("/generative_scoring", {"query": "a" * 90_000, "items": ["b"] * 200}, "too-many-items"),
     ],
 )
 async def test_approximate_says_why(tiny: ChatModel, path: str, fields: dict[str, Any], reason: str | None) -> None:
@@ -127,6 +131,36 @@ async def test_approximate_says_why(tiny: ChatModel, path: str, fields: dict[str
     assert prompt.reason == reason
     assert prompt.exact == (reason is None)
     assert prompt.ids is None or prompt.exact
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_scored_items_are_the_prompts_that_engines_make(tiny: ChatModel, first: bool) -> None:
+    """As read in vLLM 0.33 and SGLang 0.5.23: see router/prompt/scored.py."""
+    query, item = "Is this document about cats? It says: " * 9, "No, about dogs, which are no c"
+    ids = {text: unpack(tiny.encode(text, False)) for text in (query, item)}
+    given = {"item_first": first, "label_token_ids": [1, 2]}
+
+    def joined(some: Any, other: Any) -> Any:
+        return other + some if first else some + other
+
+    of_texts = {"query": query, "items": [item, "x"], **given}
+    of_ids = {"query": ids[query], "items": [ids[item], [5]], **given}
+    for engine, path, fields, expected in (
+        ("sglang", "/v1/score", of_texts, unpack(tiny.encode(joined(query, item), True))),
+        ("sglang", "/v1/score", {**of_texts, "items": item}, unpack(tiny.encode(joined(query, item), True))),
+        ("sglang", "/v1/score", of_ids, joined(ids[query], ids[item])),
+        ("vllm", "/generative_scoring", of_texts, joined(unpack(tiny.encode(query, True)), ids[item])),
+        ("vllm", "/generative_scoring", {**of_texts, "add_special_tokens": False}, joined(ids[query], ids[item])),
+        ("vllm", "/generative_scoring", of_ids, joined(ids[query], ids[item])),
+    ):
+        prompt = await prepared(ModelSpec("m", tiny), request(path, **fields), engine=engine)
+        assert prompt.exact, prompt.reason
+        assert prompt.ids is not None and unpack(prompt.ids) == expected, (engine, path)
+        assert prompt.chain == chain(root("m", block_size=16), pack(expected), 16)
+    cut = await prepared(ModelSpec("m", tiny, max_model_len=50), request("/generative_scoring", **of_ids))
+    assert cut.ids is not None and unpack(cut.ids) == joined(ids[query], ids[item])[:49]
+    changed = request("/v1/score", **of_texts, query_embed_overrides=[[0.5]])
+    assert not (await prepared(ModelSpec("m", tiny), changed, engine="sglang")).exact
 
 
 async def test_truncation_that_changes_nothing_is_exact(tiny: ChatModel) -> None:
