@@ -1,7 +1,9 @@
 """Sends the router's ids along with a chat request, so that the engine neither renders nor tokenizes it again.
 
 vLLM >= 0.28 takes them in `kv_transfer_params.prompt_token_ids`, SGLang >= 0.5.14 in `input_ids` (engine-protocol.md,
-surprise 9). The body's bytes change by one added field; everything else in it stays as the client wrote it.
+surprise 9). The body's bytes change by one added field; everything else in it stays as the client wrote it. Both go on
+to read messages, tools and tool_choice for parsing the answer and constraining it (read in vLLM 0.33
+renderers/online_renderer.py and SGLang 0.5.23 openai/serving_chat.py).
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ def with_token_ids(body: bytes, ids: bytes, kind: str) -> bytes:
         raise NotForwardable("the body is no chat request") from None
     if rest.get("echo"):
         raise NotForwardable("echo gives the prompt's text back, which the engine then doesn't have")
+    if rest.get("return_prompt_text"):
+        raise NotForwardable("the prompt's text is wanted back, which the engine then doesn't have")
     if rest.get("kv_transfer_params") is not None or rest.get("input_ids") is not None:
         raise NotForwardable("the client sends ids or transfer parameters of its own")
     if rest.get("continue_final_message") or rest.get("truncate_prompt_tokens") is not None:
@@ -60,7 +64,12 @@ def with_token_ids(body: bytes, ids: bytes, kind: str) -> bytes:
     return _encode({**fields, "kv_transfer_params": {"prompt_token_ids": listed}})
 
 
-_LOOKED_AT = frozenset({"echo", "kv_transfer_params", "input_ids", "continue_final_message", "truncate_prompt_tokens"})
+_LOOKED_AT = frozenset(
+    {
+        *("echo", "return_prompt_text", "kv_transfer_params", "input_ids", "continue_final_message"),
+        "truncate_prompt_tokens",
+    }
+)
 
 
 def _is_text(message: object) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json", "*.jinja")
+FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json", "params.json", "*.jinja")
 
 
 class ModelFilesError(Exception):

@@ -1,7 +1,7 @@
 """A model's tokenizer and chat template, from a directory or a hub.
 
 Files read: tokenizer.json (needed), tokenizer_config.json, chat_template.jinja, additional_chat_templates/*.jinja,
-chat_template.json, config.json (the model's type). No weights, no code of the model.
+chat_template.json, config.json (the model's type); params.json's being there. No weights, no code of the model.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 # Model types whose chats engines encode with code of their own instead of the template (engine-protocol.md F.1, F.2).
 _OWN_ENCODERS = {"gpt_oss": "harmony", "deepseek_v32": "deepseek-encoding", "deepseek_v4": "deepseek-encoding"}
 _OWN_ENCODERS |= {"kimi_k3": "kimi-encoding", "kimi_audio": "kimi-encoding"}
+
+REMOTE_CODE = "remote-code-tokenizer"
+# Beside Mistral's own weights (consolidated*.safetensors); vLLM then takes mistral_common instead of the template.
+_MISTRAL_FILES = ("params.json", "tekken.json", "tokenizer.model.v*")
 
 
 class ChatModel:
@@ -161,11 +165,20 @@ def load_model(
         segments,
         templates,
         _special_tokens(config),
-        own_encoder=_OWN_ENCODERS.get(str(model_config.get("model_type"))),
+        own_encoder=_own_encoder(directory, config, model_config),
         ids=_ids(tokenizer, model_config),
         max_chars=max_chars,
         max_seconds=max_seconds,
     )
+
+
+def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str, Any]) -> str | None:
+    mapped = config.get("auto_map")
+    if isinstance(mapped, dict) and mapped.get("AutoTokenizer"):
+        return REMOTE_CODE
+    if any(next(directory.glob(name), None) for name in _MISTRAL_FILES):
+        return "mistral"
+    return _OWN_ENCODERS.get(str(model_config.get("model_type")))
 
 
 def _ids(tokenizer: Tokenizer, config: dict[str, Any]) -> int:

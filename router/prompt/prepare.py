@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from router.blocks import TOKEN_BYTES, pack
 from router.prompt import anthropic, responses, sglang, vllm
 from router.prompt.conversation import Conversation, Inexact
-from router.prompt.model import ChatModel
+from router.prompt.model import REMOTE_CODE, ChatModel
 from router.prompt.requests import ApiRequest, Endpoint
 from router.prompt.scored import scored_prompts
 from router.prompt.template import TemplateError
@@ -66,6 +66,9 @@ def parts_of(request: ApiRequest, spec: Spec, engine: str) -> Plan:
     if spec.model is None:
         raise Inexact("no-model-files")
     keep, left = _truncation(request.body, spec.max_model_len)
+    of_ids = request.prompts and all(isinstance(prompt, bytes) for prompt in request.prompts)
+    if spec.model.own_encoder == REMOTE_CODE and not of_ids:
+        raise Inexact(REMOTE_CODE)
     if request.prompts:
         special = request.body.get("add_special_tokens")
         add = True if special is None else bool(special)

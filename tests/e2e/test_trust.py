@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from support.waiting import until
 from tokenizers import Tokenizer
 
@@ -117,6 +118,46 @@ async def test_ids_are_sent_along_when_that_is_wanted_and_they_are_proven(build)
             "kv_transfer_params": None,
         }
         assert int(plain["x-prefix-router-prompt-tokens"]) == len(first["prompt_token_ids"])
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+TALK = [{"role": "user", "content": "é?"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c", "content": "<|im_end|> ok"}]  # fmt: skip
+FINAL = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "I was"}]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"messages": TALK, "tools": [TOOL]}, True),
+        ({"messages": TALK, "tools": [TOOL], "tool_choice": "none", "stream": True}, True),
+        ({"messages": TALK, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look"}}}, True),
+        ({"messages": FINAL, "stream": True}, True),
+        ({"messages": FINAL, "add_generation_prompt": False, "continue_final_message": True}, False),
+        ({"messages": FINAL, "chat_template": "x"}, False),
+    ],
+)
+async def test_sent_ids_are_those_the_engine_would_have_made(build, kind: str, fields, sent: bool) -> None:
+    """Tools, streams, final assistant turns; the engine's own ids are asked of it directly."""
+    settings = {"prompt.send_token_ids": True}
+    system = await build(replicas=1, settings=settings, simulator={"kind": kind, "record_requests": 50})
+    await until(lambda: system.replica(0).verified, "its ids were compared")
+    body = {"model": "sim", "max_tokens": 2, **fields}
+    async with system.client.post(system.url + "/v1/chat/completions", json=body) as answer:
+        text = await answer.text()
+        assert answer.status == 200, text
+    (request,) = [r for r in system.fleet[0].requests if r.target == "/v1/chat/completions"]
+    got = json.loads(request.body)
+    ids = got.pop("input_ids", None) if kind == "sglang" else got.pop("kv_transfer_params", {}).get("prompt_token_ids")
+    assert got == body
+    assert (ids is not None) is sent
+    if sent:
+        path = "/v1/chat/completions/render" if kind == "vllm" else "/v1/tokenize"
+        async with system.client.post(system.fleet[0].url + path, json={**body, "stream": False}) as answer:
+            told = await answer.json()
+        assert ids == told["token_ids" if kind == "vllm" else "tokens"]
 
 
 async def test_ids_are_not_sent_to_a_replica_that_reads_otherwise(build, tmp_path: Path) -> None:

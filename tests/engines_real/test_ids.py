@@ -25,7 +25,8 @@ import pytest
 from support.ports import free_port
 
 from router.api.parity import matching
-from router.blocks import TOKEN_BYTES, pack
+from router.blocks import TOKEN_BYTES, pack, unpack
+from router.prompt.forward_ids import with_token_ids
 from router.prompt.model import load_model
 from router.prompt.pipelines import CLASSES
 from router.prompt.requests import parse_request
@@ -137,3 +138,63 @@ async def test_ids_of_every_session_are_the_engines(engine: tuple[str, Path]) ->
             f"also as generated from, {refused} refused by both"
         )
         assert compared > 0.9 * len(steps()) > 200
+
+
+@pytest.mark.parametrize("engine", ["tiny"], indirect=True)
+async def test_a_chat_with_sent_ids_is_answered_as_without(engine: tuple[str, Path]) -> None:
+    """Tools, tool choices, streams: the answer to the ids alone is the answer to the messages."""
+    url, directory = engine
+    models = {"file": load_model(directory)} | {name: load_model(directory, tokenizer_class=name) for name in CLASSES}
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    short = {"model": "tiny", "messages": [{"role": "user", "content": "é <|im_end|> look"}], "tools": [tool]}
+    named = {"type": "function", "function": {"name": "look"}}
+    bodies = [*steps()[:60:12], short, {**short, "tool_choice": "none"}, {**short, "tool_choice": named}]
+    settings = {"max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+        reading = await matching(session, url, "vllm", "tiny", ModelSpec("tiny", models["file"]), models)
+        assert reading is not None
+        stage = PromptStage({"tiny": ModelSpec("tiny", models[reading])})
+
+        async def answers(data: bytes) -> list[dict[str, Any]]:
+            """The answer, or the stream's events, without what is new in each."""
+            async with session.post(url + CHAT, data=data, headers={"content-type": "application/json"}) as answer:
+                text = await answer.text()
+                assert answer.status == 200, text
+            lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")] or [text]
+            events = [json.loads(line) for line in lines]
+            for event in events:
+                for choice in event["choices"]:
+                    for call in (choice.get("message") or choice.get("delta") or {}).get("tool_calls") or ():
+                        call.pop("id", None)
+            return [{name: event.get(name) for name in ("choices", "usage", "prompt_token_ids")} for event in events]
+
+        for body in bodies:
+            for stream in (False, True):
+                asked = json.dumps({**body, **settings, "stream": stream}).encode()
+                prompt = await stage.prepare(parse_request(CHAT, asked))
+                assert prompt.exact and prompt.ids is not None
+                plain, sent = await answers(asked), await answers(with_token_ids(asked, prompt.ids, "vllm"))
+                assert plain[0]["prompt_token_ids"] == unpack(prompt.ids)
+                assert [event["choices"] for event in sent] == [event["choices"] for event in plain]
+        stage.close()
+
+
+@pytest.mark.parametrize("engine", ["tiny"], indirect=True)
+async def test_items_are_scored_on_the_prompts_the_router_makes(engine: tuple[str, Path]) -> None:
+    """By their number of tokens, which `/generative_scoring` tells."""
+    url, directory = engine
+    models = {"file": load_model(directory)} | {name: load_model(directory, tokenizer_class=name) for name in CLASSES}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+        reading = await matching(session, url, "vllm", "tiny", ModelSpec("tiny", models["file"]), models)
+        assert reading is not None
+        stage = PromptStage({"tiny": ModelSpec("tiny", models[reading])})
+        text = {"query": "Is é a <|im_end|> vowel? It is ", "items": ["one of those", " no", "1234567 it's"]}
+        for fields in (text, {**text, "item_first": True}, {"query": [5, 6, 7], "items": [[8], [9, 10]]}):
+            body = {"model": "tiny", "label_token_ids": [5, 6], **fields}
+            prompt = await stage.prepare(parse_request("/generative_scoring", json.dumps(body).encode()))
+            assert prompt.exact, prompt.reason
+            async with session.post(url + "/generative_scoring", json=body) as answer:
+                told = await answer.json()
+                assert answer.status == 200, told
+            assert told["usage"]["prompt_tokens"] == prompt.tokens
+        stage.close()

@@ -151,6 +151,7 @@ def test_ids_are_added_and_the_rest_is_kept() -> None:
     "extra",
     [
         {"echo": True},
+        {"return_prompt_text": True},
         {"kv_transfer_params": {"x": 1}},
         {"input_ids": [1]},
         {"continue_final_message": True},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replica.simulator.config import MODEL_DIR
 from router.blocks import TOKEN_BYTES, chain, pack, root, unpack
 from router.prompt.chains import ChainCache
 from router.prompt.model import ChatModel, ModelFilesError, load_model
@@ -346,6 +348,35 @@ def test_model_files_errors_name_file_and_fix(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(ModelFilesError, match=r"tokenizer_config\.json: can't be read"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "chat", "text"),
+    [
+        ("tekken.json", {}, "mistral", None),
+        ("params.json", {}, "mistral", None),
+        ("tokenizer.model.v3", {}, "mistral", None),
+        ("config.json", {"model_type": "gpt_oss"}, "harmony", None),
+        ("config.json", {"model_type": "deepseek_v32"}, "deepseek-encoding", None),
+        ("config.json", {"model_type": "qwen3"}, None, None),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["x.Slow", None]}},
+            "remote-code-tokenizer",
+            "remote-code-tokenizer",
+        ),
+    ],
+)
+async def test_models_that_engines_encode_in_their_own_way(
+    tmp_path: Path, name: str, content: dict[str, Any], chat: str | None, text: str | None
+) -> None:
+    files = Path(shutil.copytree(MODEL_DIR, tmp_path / "model"))
+    known = json.loads((files / name).read_text()) if (files / name).exists() else {}
+    (files / name).write_text(json.dumps(known | content))
+    spec = ModelSpec("m", load_model(files))
+    assert (await prepared(spec, request())).reason == chat
+    assert (await prepared(spec, request("/v1/completions", prompt="some text"))).reason == text
+    assert (await prepared(spec, request("/v1/completions", prompt=[1, 2]))).exact
 
 
 def test_template_that_does_not_compile(tiny: ChatModel) -> None:
