@@ -92,13 +92,15 @@ def body_of(messages: list[dict[str, Any]]) -> bytes:
     return json.dumps({"model": "m", "messages": messages, "tools": TOOLS, "max_tokens": 100}).encode()
 
 
-async def growing(model: ChatModel, tokens: int, limit_ms: float, rounds: int = 5) -> None:
+async def growing(model: ChatModel, tokens: int, limit_ms: float, rounds: int = 6) -> None:
+    """Half of the rounds collect garbage before each step, which leaves the CPU's caches cold; half go on at once."""
     messages = session(tokens + 20 * 500, 500)
     base = len(messages) - 40
-    cpu: list[float] = []
+    cpu: dict[bool, list[float]] = {True: [], False: []}
     laps: dict[str, list[float]] = {}
     lengths: list[int] = []
-    for _ in range(rounds):
+    for round_ in range(rounds):
+        cold = round_ % 2 == 0
         model.tokenizer.forget()
         stage = PromptStage({"m": ModelSpec("m", model)})
         index = MemoryIndex()
@@ -106,9 +108,13 @@ async def growing(model: ChatModel, tokens: int, limit_ms: float, rounds: int = 
         for replica in range(8):
             index.add_replica(f"r{replica}")
             index.apply(f"r{replica}", Delta(stored={Tier.DEVICE: before.chain}))
-        for k in range(20):
-            body = body_of(messages[: base + 2 * (k + 1)])
-            gc.collect()
+        bodies = [body_of(messages[: base + 2 * (k + 1)]) for k in range(20)]
+        gc.collect()
+        gc.freeze()  # as the router does when it has started
+        for body in bodies:
+            if cold:
+                gc.unfreeze()
+                gc.collect()
             took = Took()
             started = time.process_time()
             request = parse_request("/v1/chat/completions", body)
@@ -116,17 +122,19 @@ async def growing(model: ChatModel, tokens: int, limit_ms: float, rounds: int = 
             prompt = await stage.prepare(request, took=took)
             index.match(prompt.chain)
             took.lap("look up")
-            cpu.append(time.process_time() - started)
-            for name, seconds in took.seconds.items():
+            cpu[cold].append(time.process_time() - started)
+            for name, seconds in took.seconds.items() if cold else ():
                 laps.setdefault(name, []).append(seconds)
             lengths.append(prompt.tokens)
             assert prompt.exact, prompt.reason
+        gc.unfreeze()
         stage.close()
-    median = statistics.median(cpu) * 1e3
+    median = statistics.median(cpu[True]) * 1e3
     parts = ", ".join(f"{name} {statistics.median(seconds) * 1e3:.2f}" for name, seconds in laps.items())
     print(
         f"  step at {min(lengths)} to {max(lengths)} tokens ({len(body) >> 10} kB, {len(messages)} messages): CPU "
-        f"median {median:.2f} ms, best {min(cpu) * 1e3:.2f} ms; under {limit_ms} ms: {goal(median < limit_ms)}"
+        f"median {median:.2f} ms, best {min(cpu[True]) * 1e3:.2f} ms; under {limit_ms} ms: {goal(median < limit_ms)}; "
+        f"one step after the other: median {statistics.median(cpu[False]) * 1e3:.2f} ms"
     )
     print(f"    wall medians, ms: {parts}")
 
