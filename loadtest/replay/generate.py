@@ -185,6 +185,27 @@ def sequential(replicas: int, requests: int, *, block: int = 16, seed: int = 0) 
     return Workload("sequential", block, made, kv_blocks=kv_tokens // block)
 
 
+def documents(replicas: int, requests: int, *, block: int = 16, seed: int = 0) -> Workload:
+    """Questions about long documents, as in Mooncake's traces: 12,000 tokens on average and up to 100,000, half of them
+    asked about once, answers of 1 to 1,500 tokens; nobody comes back, and prompts are nothing alike in size."""
+    source, ids = random.Random(seed), _Ids()
+    asked: list[tuple[float, range]] = []
+    now = 0.0
+    while len(asked) < requests:
+        now += source.expovariate(0.25 * replicas)
+        size = int(min(100_000, source.lognormvariate(9.0, 0.9))) // block
+        first = ids.take(size)
+        at = now
+        for _ in range(1 + int(source.expovariate(1 / 1.4))):
+            asked.append((at, range(first, first + size)))
+            at += source.expovariate(1 / 60)
+    made = []
+    for at, document in sorted(asked, key=lambda one: one[0])[:requests]:
+        output = 1 + int(min(1500, source.expovariate(1 / 200)))
+        made.append(_agent(source, ids, block, at, document, steps=1, initial=100, grow=1, output=output, think_s=0.0))
+    return Workload("documents", block, made, kv_blocks=1_000_000 // block)
+
+
 WORKLOADS: dict[str, Callable[..., Workload]] = {
     "agents": agents,
     "agents-headers": agents_headers,
@@ -193,5 +214,6 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "pressure": pressure,
     "slow-replica": slow_replica,
     "sequential": sequential,
+    "documents": documents,
 }
 """name -> f(replicas, requests, *, block=16, seed=0)."""

@@ -14,6 +14,8 @@ from loadtest.replay.workload import ideal
 from router.routing.policies import POLICIES
 
 REPLICAS, REQUESTS = 8, 4000
+GROWING = sorted(set(WORKLOADS) - {"documents"})
+"""Where the best hit rate and the shortest waits go together."""
 
 
 @cache
@@ -25,13 +27,13 @@ def outcome(name: str, policy: str = "prefix") -> tuple[Outcome, float, Replay]:
     return replay.run(), ideal(workload, setting.kv_blocks * REPLICAS).pooled, replay
 
 
-@pytest.mark.parametrize("name", sorted(WORKLOADS))
+@pytest.mark.parametrize("name", GROWING)
 def test_the_hit_rate_is_near_the_ideal(name: str) -> None:
     done, possible, _ = outcome(name)
     assert done.hit_rate >= 0.97 * possible
 
 
-@pytest.mark.parametrize("name", sorted(WORKLOADS))
+@pytest.mark.parametrize("name", GROWING)
 def test_tail_latency_and_goodput_are_at_least_those_of_the_simple_policies(name: str) -> None:
     limits = {"ttft": 0.5, "tpot": 0.05}
     ours = as_json(outcome(name)[0], ideal_of(name), limits)
@@ -83,3 +85,18 @@ def test_light_requests_leave_the_warm_alone() -> None:
     workload = WORKLOADS["mixed"](4, 2000)
     done = Replay(workload, POLICIES["prefix"](), Settings(replicas=4, kv_blocks=6000)).run()
     assert done.hit_rate >= 0.97 * ideal(workload, 24_000).pooled
+
+
+def test_long_documents_are_computed_where_few_answers_stand_still_for_them() -> None:
+    """A replica that got long prompts was once taken for a fast one and got more of them: answers as slow as least
+    load's, with a third of its prefill less."""
+    workload = WORKLOADS["documents"](REPLICAS, REQUESTS, block=64)
+    setting = Settings(replicas=REPLICAS, kv_blocks=workload.kv_blocks or 0)
+    best = ideal(workload, setting.kv_blocks * REPLICAS)
+    ours, theirs = (
+        as_json(Replay(workload, POLICIES[policy](), setting).run(), best, {}) for policy in ("prefix", "least_load")
+    )
+    assert ours["hit_rate"] >= 0.92 * best.pooled
+    assert ours["hotspot"] < 1.1
+    for what, share in (("mean_ttft_ms", 0.65), ("p99_ttft_ms", 0.75), ("mean_e2el_ms", 0.85), ("p99_e2el_ms", 0.85)):
+        assert ours[what] <= share * theirs[what], what
