@@ -12,6 +12,9 @@ from router.http.connection import Handler, ServerConnection
 from router.http.errors import OPENAI_ERRORS, ErrorFormat
 from router.http.limits import Limits
 
+_ACCEPTED_AT_ONCE = 1024
+"""Connections taken in one turn of the loop: 60 ms."""
+
 
 class HttpServer:
     """Calls `handler(request, response)` in a task for each whole request.
@@ -40,6 +43,9 @@ class HttpServer:
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by start
         self._backlog = backlog
         self._servers: list[asyncio.Server] = []
+        self._listening: list[socket.socket] = []
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._tls: ssl_module.SSLContext | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event | None = None
 
@@ -48,9 +54,10 @@ class HttpServer:
     ) -> None:
         """Listen; port 0 takes a free one, see `port`. Raises OSError when the address cannot be bound."""
         self.loop = asyncio.get_running_loop()
+        self._tls = ssl
         self._servers = [
             await self.loop.create_server(
-                lambda: ServerConnection(self),
+                self._accepted,
                 host,
                 port,
                 reuse_port=reuse_port or None,
@@ -59,24 +66,65 @@ class HttpServer:
                 backlog=self._backlog,
             )
         ]
+        self._listening = [_duplicate(listening) for listening in self._servers[0].sockets]
         self._sweep()
 
     async def renew(self, ssl: ssl_module.SSLContext | None) -> None:
         """New connections get this TLS context (None: plain HTTP). The ports stay open all the while."""
-        before = self._servers
+        before, self._tls = self._servers, ssl
         self._servers = [
             await self.loop.create_server(
-                lambda: ServerConnection(self),
-                sock=socket.socket(fileno=os.dup(listening.fileno())),
+                self._accepted,
+                sock=_duplicate(listening),
                 ssl=ssl,
                 ssl_handshake_timeout=self.limits.header_timeout_s if ssl else None,
                 backlog=self._backlog,
             )
-            for server in before
-            for listening in server.sockets
+            for listening in self._listening
         ]
         for server in before:
             server.close()
+
+    def _accepted(self) -> ServerConnection:
+        """A connection was taken; those that wait behind it are taken in the same turn.
+
+        libuv takes one each turn. Turns are long under load: connections would come faster than they are taken, until
+        the system's queue overflows and clients are reset.
+        """
+        for listening in self._listening:
+            for _ in range(_ACCEPTED_AT_ONCE):
+                try:
+                    sock, _address = listening.accept()
+                except OSError:  # none waits, or there are too many open files
+                    break
+                sock.setblocking(False)
+                task = self.loop.create_task(self._adopt(sock))
+                self._adopting.add(task)
+                task.add_done_callback(self._adopted)
+        return ServerConnection(self)
+
+    async def _adopt(self, sock: socket.socket) -> None:
+        tls = self._tls
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: ServerConnection(self),
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=self.limits.header_timeout_s if tls else None,
+            )
+        except OSError:  # it left, or the handshake failed
+            sock.close()
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        self._adopting.discard(task)
+        self.check_idle()
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        for listening in self._listening:
+            listening.close()
+        self._listening = []
 
     @property
     def port(self) -> int:
@@ -89,8 +137,7 @@ class HttpServer:
         True if nothing had to be cut.
         """
         self.draining = True
-        for server in self._servers:
-            server.close()
+        self._stop_listening()
         self._idle = asyncio.Event()
         for connection in list(self.connections):
             connection.close_if_idle()
@@ -115,8 +162,7 @@ class HttpServer:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for server in self._servers:
-            server.close()
+        self._stop_listening()
         for connection in list(self.connections):
             connection.kill()
         for _ in range(100):  # connection_lost and the cancelled handlers run in the next turns of the loop
@@ -126,7 +172,7 @@ class HttpServer:
 
     def check_idle(self) -> None:
         """Called by a connection that ended. A drained one ends only after its last bytes went out."""
-        if self._idle is not None and not self.connections:
+        if self._idle is not None and not self.connections and not self._adopting:
             self._idle.set()
 
     def _sweep(self) -> None:
@@ -134,3 +180,10 @@ class HttpServer:
         for connection in [each for each in self.connections if each.deadline <= now]:
             connection.time_out()
         self._sweeper = self.loop.call_later(self.limits.tick_s(), self._sweep)
+
+
+def _duplicate(listening: socket.socket) -> socket.socket:
+    """The same queue of connections, by a socket that does not block."""
+    sock = socket.socket(fileno=os.dup(listening.fileno()))
+    sock.setblocking(False)
+    return sock

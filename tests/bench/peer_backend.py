@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 from array import array
 from typing import Any
@@ -41,6 +42,9 @@ ANSWER = json.dumps(
 HEAD = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 BLOCKS_PER_EVENT, BLOCK = 512, 16
+ACCEPTED_AT_ONCE = 16
+"""libuv takes one connection a listener and turn of the loop: with one listener, thousands of streams that begin
+together overflow the system's queue."""
 
 
 class Connection(asyncio.Protocol):
@@ -120,8 +124,10 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     Connection.model, Connection.loop = model.encode(), loop
     for _ in range(count):
-        server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=4096)
-        print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        for _ in range(ACCEPTED_AT_ONCE):
+            await loop.create_server(Connection, sock=listening.dup(), backlog=4096)
+        print(f"http://127.0.0.1:{listening.getsockname()[1]}")
     if blocks:
         publisher = EventPublisher("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
         await publisher.start()

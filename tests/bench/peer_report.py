@@ -133,6 +133,7 @@ def goals(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             what += f" ({row['wanted']:,} need more open files than this system allows)"
         broken = row["errors"] + row["events_missing"]
         measured = f"{row['errors']} errors, {row['events_missing']} events missing, peak RSS {row['rss_mb']:.0f} MB"
+        measured += f"; the first: {row['first_error']}" if row["first_error"] else ""
         answers.append((what, "0 errors", measured, mark(broken == 0)))
     return answers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -322,3 +323,30 @@ async def test_fuzzed_requests_never_crash_or_hang(start: Start) -> None:
         await asyncio.gather(*(one(mutate()) for _ in range(min(100, count - begin))))
     assert not faults
     assert (await talk(server.port, b"GET / HTTP/1.1\r\n" + CLOSE + b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_clients_that_wait_to_be_accepted_are_taken_together(start):
+    """One a turn of the loop, as libuv does, is too slow under load: the system's queue overflows, clients are reset."""
+    server = await start()
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+    try:
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(server.connections) == 100
+        loop = asyncio.get_running_loop()
+        answers = [await loop.run_in_executor(None, client.recv, 4096) for client in clients]
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    finally:
+        for client in clients:
+            client.close()
+
+
+async def test_a_server_that_stopped_takes_no_connection(start):
+    server = await start()
+    port = server.port
+    await talk(port, b"GET / HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    await server.drain(1.0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
