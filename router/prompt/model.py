@@ -6,6 +6,8 @@ chat_template.json, config.json (the model's type); params.json's being there. N
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -161,12 +163,14 @@ def load_model(
     if encoder is not None:
         segments.use(encoder)
     model_config = _read_json(directory / "config.json")
+    ids = _ids(tokenizer, model_config)
+    _give_back()
     return ChatModel(
         segments,
         templates,
         _special_tokens(config),
         own_encoder=_own_encoder(directory, config, model_config),
-        ids=_ids(tokenizer, model_config),
+        ids=ids,
         max_chars=max_chars,
         max_seconds=max_seconds,
     )
@@ -179,6 +183,14 @@ def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str
     if any(next(directory.glob(name), None) for name in _MISTRAL_FILES):
         return "mistral"
     return _OWN_ENCODERS.get(str(model_config.get("model_type")))
+
+
+def _give_back() -> None:
+    """Free memory goes back to the system: reading a tokenizer leaves 40 to 100 MB of it. glibc only, else nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        gc.collect()
+        trim(0)
 
 
 def _ids(tokenizer: Tokenizer, config: dict[str, Any]) -> int:

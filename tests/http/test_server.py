@@ -326,7 +326,7 @@ async def test_fuzzed_requests_never_crash_or_hang(start: Start) -> None:
 
 
 async def test_clients_that_wait_to_be_accepted_are_taken_together(start):
-    """One a turn of the loop, as libuv does, is too slow under load: the system's queue overflows, clients are reset."""
+    """One a turn of the loop, as libuv does, is too slow under load: the queue overflows, clients are reset."""
     server = await start()
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
     try:
