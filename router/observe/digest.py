@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from sys import intern
 from typing import Any
 
@@ -35,6 +36,8 @@ SYSTEM_ROLES = ("system", "developer")
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _hash64 = xxhash.xxh3_64_intdigest
+_OBJECTS = {dict, Message}
+_SIZE = attrgetter("size")
 
 
 class MessagePrint(msgspec.Struct, frozen=True):
@@ -93,14 +96,14 @@ class Digester:
         messages = messages_of(request)
         if before is not None:
             same = max(0, len(before.messages) - 4)
-            fresh = tuple(self.message(message) for message in messages[same:])
+            fresh = self._messages(messages[same:])
             size = before.size + sum(each.size for each in fresh[len(before.messages) - same :])
             return Digest(before.arguments, before.tools, before.system, before.messages[:same] + fresh, size)
         outside = system_of(request)
         system = None if outside is None else self.message(outside)
         tools = self._tools(tools_of(request))
-        prints = tuple(self.message(message) for message in messages)
-        size = 400 + sum(each.size for each in prints) + sum(150 + tool.text.size for tool in tools)
+        prints = self._messages(messages)
+        size = 400 + sum(map(_SIZE, prints)) + sum([150 + tool.text.size for tool in tools])
         return Digest(arguments_of(request), tools, system, prints, size + (system.size if system is not None else 0))
 
     def _tools(self, tools: Sequence[Any]) -> tuple[ToolPrint, ...]:
@@ -115,6 +118,10 @@ class Digester:
         else:
             self._offered.move_to_end(key)
         return known
+
+    def _messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[MessagePrint, ...]:
+        take = self.message  # most have their print already: no call for those
+        return tuple([getattr(message, "print", None) or take(message) for message in messages])
 
     def message(self, message: Mapping[str, Any]) -> MessagePrint:
         """One message's print; computed once for a message that requests share."""
@@ -184,7 +191,7 @@ def messages_of(request: ApiRequest) -> Sequence[Mapping[str, Any]]:
         return [{"role": "user", "content": history}]
     if not isinstance(history, list):
         return []
-    if all(isinstance(message, dict) for message in history):
+    if {*map(type, history)} <= _OBJECTS:
         return history
     return [message if isinstance(message, dict) else {"role": "?", "content": str(message)} for message in history]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -13,6 +12,7 @@ from prometheus_client.registry import Collector
 from router.observe.attribution import Cause
 from router.observe.breaks import BreakClass
 from router.observe.scraped import SCRAPED, Sample
+from router.observe.tally import Counter, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STAGES = ("parse", "render", "tokenize", "hash", "lookup", "queue", "decide", "observe", "connect")
@@ -21,26 +21,6 @@ STAGE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 
 
 Family = tuple[str, str, str, list[tuple[str, list[tuple[str, str]], float]]]
 """(name, type, help, samples: (name, labels, value))."""
-
-
-_Kind = TypeVar("_Kind", Counter, Histogram)
-
-
-class Labelled(Generic[_Kind]):
-    """A metric whose children are found in a plain dict: a tenth of the cost of the library's lock and conversions."""
-
-    __slots__ = ("_children", "metric")
-
-    def __init__(self, metric: _Kind) -> None:
-        self.metric: _Kind = metric
-        self._children: dict[tuple[str, ...], _Kind] = {}
-
-    def labels(self, *values: str) -> _Kind:
-        """The child with these label values."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self.metric.labels(*values)
-        return child
 
 
 class Metrics:
@@ -53,12 +33,20 @@ class Metrics:
     def __init__(self, read: Callable[[], Iterator[Sample]]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        self.kept: list[Counter | Histogram] = []
+        """Those that are counted on the request path."""
 
-        def counter(name: str, text: str, *labels: str) -> Labelled[Counter]:
-            return Labelled(Counter(f"prefix_router_{name}", text, labels, registry=registry))
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            made = Counter(f"prefix_router_{name}", text, labels)
+            registry.register(made)
+            self.kept.append(made)
+            return made
 
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Labelled[Histogram]:
-            return Labelled(Histogram(f"prefix_router_{name}", text, (label,), buckets=buckets, registry=registry))
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
+            made = Histogram(f"prefix_router_{name}", text, (label,), buckets)
+            registry.register(made)
+            self.kept.append(made)
+            return made
 
         self.requests = counter("requests", "Requests answered.", "endpoint", "code")
         self.decisions = counter(
@@ -77,7 +65,7 @@ class Metrics:
         self.engine_cached_tokens = counter(
             "engine_cached_tokens", "Prompt tokens the engine said it had cached.", "replica"
         )
-        self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.").metric
+        self.reused_tokens = counter("reused_tokens", "Prompt tokens that did not have to be computed.").labels()
         self.computed_tokens = counter(
             "computed_tokens",
             "Prompt tokens computed, by cause: " + ", ".join(Cause) + ".",
@@ -92,7 +80,7 @@ class Metrics:
         self.break_tokens = counter("prefix_break_tokens", "Prompt tokens lost to prefix breaks, by class.", "class")
         self.approximate = counter("approximate_prompts", "Prompts matched by approximate keys.", "reason")
         self.retries = counter("retries", "Requests tried again on another replica.", "reason")
-        self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.").metric
+        self.disconnects = counter("client_disconnects", "Clients that left before their answer was complete.").labels()
         self.broken_streams = counter("broken_streams", "Answers that failed after their first byte.", "replica")
         self.ttft = histogram(
             "time_to_first_token_seconds",

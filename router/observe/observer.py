@@ -162,7 +162,7 @@ class Observer:
             size = prompt.block_size
             seen = self.past.known(chain)
             known = max(seen * size, step.resent if step is not None else 0)
-            if dispatch.best < known:
+            if dispatch.best + size <= known:
                 lost = self.past.lost(chain, dispatch.best // size, dispatch.entry, size)
             if dispatch.best > dispatch.matched:
                 offers = dispatch.candidates()

@@ -15,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from router.observe.attribution import Cause
@@ -25,7 +26,7 @@ HOLDERS = 4
 """Replicas remembered a block."""
 MAX_CLEARS = 16
 """Remembered a replica."""
-PLACES = 16
+PLACES = 8
 """Blocks of a missing part that are looked at, at most."""
 _MAX_REPLICAS = 1000
 _Value = TypeVar("_Value")
@@ -60,6 +61,7 @@ class _Sending(NamedTuple):
     computed: int
 
 
+_when = itemgetter(0)
 _Holders = tuple[_Sending, ...]
 """The last sending to each replica, the newest first."""
 
@@ -208,35 +210,29 @@ class Past:
         if first < 0 or held >= len(chain):
             return []
         latest: dict[str, _Sending] = {}
+        now: dict[str, Standing] = {}
         found: list[Lost] = []
         until = _place(depth - 1, len(chain)) + 1
         for at in sorted({first + (depth - 1 - first) * n // PLACES for n in range(PLACES + 1)}, reverse=True):
             for sending in self._sent.get(kept[at]) or ():
                 before = latest.get(sending.replica_id)
+                if before is None:
+                    now[sending.replica_id] = self.standing(sending.replica_id)
                 if before is None or before.at < sending.at:
                     latest[sending.replica_id] = sending
-            cause = self._cause(kept[at], latest, asked, until * size)
+            ends = [self._end(kept[at], then, now[name], name == asked, until * size) for name, then in latest.items()]
+            cause = max(ends, key=_when)[1] if ends else Cause.UNKNOWN
             if not found or found[-1].cause is not cause:
                 found.append(Lost(until, cause))
             until = _place(at, len(chain))
         return found[::-1]
 
-    def _cause(self, key: int, latest: dict[str, _Sending], asked: str, depth: int) -> Cause:
-        """How the last of these replicas lost a block."""
-        last, cause = -math.inf, Cause.UNKNOWN
-        for then in latest.values():
-            at, why = self._end(key, then, asked, depth)
-            if at > last:
-                last, cause = at, why
-        return cause
-
-    def _end(self, key: int, then: _Sending, asked: str, depth: int) -> tuple[float, Cause]:
+    def _end(self, key: int, then: _Sending, now: Standing, asked: bool, depth: int) -> tuple[float, Cause]:
         """When and how a replica lost a block of a prompt that it was sent; inf if it should have it.
 
         `depth`: tokens up to the block's end.
         """
         replica_id = then.replica_id
-        now, done = self.standing(replica_id), self._computed.get(replica_id, 0)
         room = max(1, now.tokens - depth) if now.tokens else 0
         dropped = self.dropped_at(replica_id, key)
         told = math.inf if dropped is None or dropped.at < then.at else dropped.at
@@ -253,8 +249,8 @@ class Past:
             return math.inf, Cause.GONE
         if now.distrusted:
             return math.inf, Cause.MISMATCH
-        full = self._full_at(then, self.clock(), done, room)
-        if full is not None or replica_id == asked:
+        full = self._full_at(then, self.clock(), self._computed.get(replica_id, 0), room)
+        if full is not None or asked:
             return then.at if full is None else full, Cause.EVICTED
         return math.inf, Cause.STALE
 

@@ -33,14 +33,8 @@ _Row = tuple[str, str, tuple[str, ...], str]
 
 def _kept() -> list[_Row]:
     """Those kept up to date on the request path."""
-    found = []
-    for kept in vars(Metrics(lambda: iter(()))).values():
-        one = getattr(kept, "metric", kept)
-        labels = getattr(one, "_labelnames", None)
-        if labels is not None:
-            family = one.describe()[0]
-            found.append((_name(family.name, family.type), family.type, tuple(labels), family.documentation))
-    return found
+    kept = Metrics(lambda: iter(())).kept
+    return [(_name(one.name, one.kind), one.kind, one.label_names, one.text) for one in kept]
 
 
 def _scraped() -> list[_Row]:

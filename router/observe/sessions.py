@@ -86,14 +86,13 @@ class _Head:
     digest: Digest
     marks: ChainMarks
     step: int
+    tail: int | None = field(init=False)
+    """A hash that the next step's messages should contain; None where the last message says too little."""
 
-    @property
-    def tail(self) -> int | None:
-        """A hash that the next step's messages should contain; None where the last message says too little."""
+    def __post_init__(self) -> None:
         last = self.digest.messages[-1] if self.digest.messages else None
-        if last is None or sum(one.chars for _, one in last.fields) < _TELLING_CHARS:
-            return None
-        return last.hash
+        telling = last is not None and sum(one.chars for _, one in last.fields) >= _TELLING_CHARS
+        self.tail = last.hash if telling and last is not None else None
 
 
 @dataclass(slots=True)
