@@ -58,7 +58,9 @@ class ChatModel:
         self.special_tokens = dict(special_tokens)
         self._limits: dict[str, Any] = {"max_chars": max_chars, "max_seconds": max_seconds}
         self._lock = threading.Lock()
+        self._aside = threading.Lock()
         self._templates = {name: self._compile(name, source) for name, source in templates.items()}
+        self._templates_aside: dict[str, ChatTemplate] = {}
         self._formats: dict[tuple[str, str], ContentFormat] = {}
         for name, one in self._templates.items():
             self._formats["vllm", name] = detect_content_format(one.tree)
@@ -104,11 +106,20 @@ class ChatModel:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        aside: bool = False,
         **kwargs: Any,
     ) -> str:
-        """The prompt's text for messages already in the template's form. Raises TemplateError."""
-        template = self.template(tools)
-        with self._lock:
+        """The prompt's text for messages already in the template's form. Raises TemplateError.
+
+        `aside`: nobody who renders without it waits for this render (for long ones, in a thread).
+        """
+        name = self._name(tools)
+        with self._aside if aside else self._lock:
+            template = self._templates[name]
+            if aside:
+                if name not in self._templates_aside:
+                    self._templates_aside[name] = self._compile(name, template.source)
+                template = self._templates_aside[name]
             return template.render(
                 messages,
                 tools,

@@ -61,8 +61,8 @@ class Plan:
         return ids if self.keep is None else ids[: self.keep * TOKEN_BYTES]
 
 
-def parts_of(request: ApiRequest, spec: Spec, engine: str) -> Plan:
-    """The request's plan for an engine of this kind. Raises Inexact."""
+def parts_of(request: ApiRequest, spec: Spec, engine: str, *, aside: bool = False) -> Plan:
+    """The request's plan for an engine of this kind. Raises Inexact. `aside`: see ChatModel.render."""
     if spec.model is None:
         raise Inexact("no-model-files")
     keep, left = _truncation(request.body, spec.max_model_len)
@@ -82,7 +82,8 @@ def parts_of(request: ApiRequest, spec: Spec, engine: str) -> Plan:
     sent = _sent_ids(request.body, engine)
     if sent is not None:
         return Plan([[sent]], None, keep, left)
-    return Plan([_chat(_chat_body(request, engine), spec, spec.model, engine)], _doubt(engine), keep, left)
+    chat = _chat(_chat_body(request, engine), spec, spec.model, engine, aside)
+    return Plan([chat], _doubt(engine), keep, left)
 
 
 def _doubt(engine: str) -> str | None:
@@ -127,7 +128,7 @@ def _chat_body(request: ApiRequest, engine: str) -> Mapping[str, Any]:
     raise Inexact("unsupported-endpoint")
 
 
-def _chat(body: Mapping[str, Any], spec: Spec, model: ChatModel, engine: str) -> list[Part | bytes]:
+def _chat(body: Mapping[str, Any], spec: Spec, model: ChatModel, engine: str, aside: bool) -> list[Part | bytes]:
     if model.own_encoder is not None:
         raise Inexact(model.own_encoder)
     try:
@@ -141,7 +142,7 @@ def _chat(body: Mapping[str, Any], spec: Spec, model: ChatModel, engine: str) ->
                 defaults=spec.default_template_kwargs,
                 exclude_tools_when_none=spec.exclude_tools_when_none,
             )
-        text = _render(model, talk, engine)
+        text = _render(model, talk, engine, aside)
     except TemplateError:
         raise Inexact("template-error" if model.template_source is not None else "no-chat-template") from None
     parts: list[Part | bytes] = [Part(text, engine == "vllm" and bool(body.get("add_special_tokens")))]
@@ -155,8 +156,9 @@ def _format(spec: Spec, model: ChatModel, body: Mapping[str, Any], engine: str) 
     return model.content_format(body.get("tools"), engine) if spec.content_format == "auto" else spec.content_format
 
 
-def _render(model: ChatModel, talk: Conversation, engine: str) -> str:
+def _render(model: ChatModel, talk: Conversation, engine: str, aside: bool = False) -> str:
     flags = {
+        "aside": aside,
         "add_generation_prompt": talk.add_generation_prompt,
         "continue_final_message": talk.continue_final_message,
     }

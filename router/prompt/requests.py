@@ -6,7 +6,7 @@ an object, messages that are not objects, a prompt of the wrong type); everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -151,6 +151,14 @@ def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
         session=_session(decoded),
         size=len(body),
     )
+
+
+def warm(body: bytes) -> Iterator[None]:
+    """Decode the messages of a body that `parse_request` will be given, a few at a time. Raises nothing."""
+    try:
+        yield from _history.warm(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+        return  # parse_request says what is wrong
 
 
 def _parse_other(body: bytes) -> ApiRequest:

@@ -22,7 +22,7 @@ from router.prompt.chains import ChainCache
 from router.prompt.conversation import Inexact
 from router.prompt.model import ChatModel
 from router.prompt.prepare import Part, parts_of
-from router.prompt.requests import GROWING, ApiRequest, endpoint_of, parse_request
+from router.prompt.requests import GROWING, ApiRequest, endpoint_of, parse_request, warm
 from router.prompt.vocabulary import check_ids
 
 # New text up to this long is encoded on the event loop: about 1.3 ms.
@@ -30,6 +30,8 @@ INLINE_CHARS = 2048
 # A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
 # the steps of several such requests are taken in turns of the loop of their own.
 _LONG_BYTES = 128 * 1024
+_LONG_CHARS = 256 * 1024  # a text from this size on takes milliseconds to cut where special tokens are close together
+_MANY_MESSAGES = 400  # that take 4 ms to convert and to render when they are new
 UNREAD = "unread"
 _MANY = 256  # prompts whose ids take half a millisecond to look through
 _BLOCKS_AT_ONCE = 4096  # about 1 ms of hashing
@@ -172,6 +174,8 @@ class PromptStage:
             return parse_request(path, body, read=read)
         if read and endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
             await self._own_turn()
+            for _ in warm(body):
+                await self._own_turn()
             return parse_request(path, body)
         parse = partial(parse_request, path, body, read=read)
         return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
@@ -224,7 +228,12 @@ class PromptStage:
         if spec.inexact is not None:
             raise Inexact(spec.inexact)
         try:
-            plan = parts_of(request, spec, engine)
+            messages = request.body.get("messages") or request.body.get("input")
+            if isinstance(messages, list) and len(messages) > _MANY_MESSAGES and not request.prompts:
+                render = partial(parts_of, request, spec, engine, aside=True)
+                plan = await asyncio.get_running_loop().run_in_executor(self._pool, render)
+            else:
+                plan = parts_of(request, spec, engine)
         except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
             raise Inexact("malformed-request") from None  # the engine will say what is wrong with it
         finally:
@@ -247,6 +256,10 @@ class PromptStage:
         if len(part.text) > _LONG_BYTES:
             await self._own_turn()
         try:
+            if len(part.text) > _LONG_CHARS:
+                encode = partial(tokenizer.encode, part.text, part.add_special_tokens)
+                ids = await asyncio.get_running_loop().run_in_executor(self._pool, encode)
+                return ids[TOKEN_BYTES:] if part.drop_first and ids.startswith(part.drop_first) else ids
             encoding = tokenizer.begin(part.text, part.add_special_tokens)
             if encoding.missing_chars > INLINE_CHARS:
                 await asyncio.get_running_loop().run_in_executor(self._pool, tokenizer.fill, encoding)

@@ -4,7 +4,7 @@
    about 500 of which were seen before.
 2. Ids of a step of a 100k-token session, against tokenizing it whole.
 3. The longest stall of the event loop while four 100k-token prompts, never seen before, arrive at once.
-4. The same while one request with 20,000 prompts is prepared.
+4. The same while two histories of 7,500 short messages arrive, and while one request with 20,000 prompts is prepared.
 
 Each goal gets a yes or a no. A stall is judged by what this process did in it: the loop's own CPU time is the least
 that it was, the smaller of wall time and all threads' CPU time the most. The wall time alone says what the machine's
@@ -219,6 +219,8 @@ async def arrivals(model: ChatModel) -> None:
     chat = "/v1/chat/completions"
     long = [body_of(session(115_000, 2000, seed=1_000_000 * (i + 1))) for i in range(4)]
     await stalls(model, "4 new prompts at once", chat, long)
+    short = [[{"role": ("user", "assistant")[i % 2], "content": f"{j} {i}"} for i in range(7500)] for j in range(2)]
+    await stalls(model, "2 new histories of 7,500 short messages", chat, [body_of(one) for one in short])
     texts = [f"prompt {i}: {SOURCE[i * 7 : i * 7 + 60]}" for i in range(20_000)]
     await stalls(model, "20,000 prompts", "/v1/completions", [json.dumps({"model": "m", "prompt": texts}).encode()])
     await stalls(model, "20,000 inputs", "/v1/embeddings", [json.dumps({"model": "m", "input": texts}).encode()])

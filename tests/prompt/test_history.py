@@ -43,6 +43,9 @@ def test_any_histories_decode_as_themselves(small_spans: None, steps: list[tuple
     for added, kept, separators in steps:
         talk = talk[:kept] + added
         body = json.dumps({"model": "m", "messages": talk, "n": 1}, ensure_ascii=False, separators=separators).encode()
+        if kept % 2:
+            for _ in history.warm(body):
+                pass
         assert history.decode(body) == json.loads(body)
 
 
