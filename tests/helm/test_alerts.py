@@ -100,6 +100,21 @@ ALERTS: dict[str, tuple[list[dict[str, str]], list[dict[str, str]], str]] = {
         "20m",
     ),
     "PrefixRouterRedisDown": ([series("redis_up", "1 0x60")], [series("redis_up", "1 0 1x60")], "10m"),
+    "PrefixRouterWorkerDown": (
+        [series("worker_up", "1 0x60", ',worker="1"'), series("worker_up", "1x60", ',worker="2"')],
+        [series("worker_up", "1 0 1x60", ',worker="1"'), series("worker_up", "1x60", ',worker="2"')],
+        "10m",
+    ),
+    "PrefixRouterWorkersEnd": (
+        [series("worker_restarts_total", "0+1x60")],
+        [series("worker_restarts_total", "0x10 1x60")],
+        "20m",
+    ),
+    "PrefixRouterReplicaSlow": (
+        [series("replica_slowness", "3x60", REPLICA)],
+        [series("replica_slowness", "1.5x60", REPLICA)],
+        "20m",
+    ),
     "PrefixRouterConfigRefused": ([series("config_refused", "1x60")], [series("config_refused", "0x60")], "10m"),
 }  # fmt: skip
 
