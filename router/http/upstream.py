@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from router.http.errors import ConnectFailed, PoolFull, UpstreamTimeout
 from router.http.limits import UpstreamLimits
@@ -22,6 +22,11 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+_TURNS = 4
+"""Turns of the loop before a connection counts as not made in time: it may have been made while this loop was busy, and
+a replica must not be blamed for that."""
 
 
 class UpstreamPool:
@@ -66,17 +71,26 @@ class UpstreamPool:
             limit = min(limit, timeout_s)
         connection = UpstreamConnection(self, origin)
         self.open[origin] = self.open.get(origin, 0) + 1
+        making = self.loop.create_task(
+            self.loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+        )
         connected = False
         try:
-            async with asyncio.timeout(limit):
-                await self.loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+            await asyncio.wait((making,), timeout=limit)
+            for _ in range(_TURNS):
+                if not making.done():
+                    await asyncio.sleep(0)
+            if not making.done():
+                raise UpstreamTimeout(f"{origin} accepted no connection in time", stage="connect")
+            making.result()
             connected = True
-        except TimeoutError:
-            raise UpstreamTimeout(f"{origin} accepted no connection in time", stage="connect") from None
         except (OSError, ssl.SSLError) as fault:
             raise ConnectFailed(f"cannot connect to {origin}: {fault.strerror or fault}") from None
         finally:
             if not connected:
+                making.cancel()
+                making.add_done_callback(_done)
+                connection.abort()
                 self.closed(connection)
         return connection
 
@@ -129,3 +143,9 @@ class UpstreamPool:
             else:
                 del self._idle[origin]
         self._sweeper = self.loop.call_later(self.limits.tick_s(), self._sweep)
+
+
+def _done(making: asyncio.Task[Any]) -> None:
+    """How it ended no longer matters."""
+    if not making.cancelled():
+        making.exception()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+
+import pytest
 
 from router.http.limits import Limits, UpstreamLimits
+from router.http.upstream import Origin, UpstreamPool
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -104,3 +108,21 @@ async def test_a_vanished_peer_is_noticed_by_the_kernel(upstream, route):
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
     writer.close()
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_connection_made_while_this_loop_was_busy_was_made_in_time(turns):
+    """Under load a turn of the loop can take longer than the timeout; the replica is not to blame."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    pool = UpstreamPool()
+    try:
+        connecting = asyncio.create_task(pool.connect(Origin("127.0.0.1", listening.getsockname()[1]), 0.1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.3)
+        connection = await connecting
+        assert connection.usable
+        connection.abort()
+    finally:
+        pool.close()
+        listening.close()
