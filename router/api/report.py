@@ -89,7 +89,9 @@ class Report:
         owner = self._owner(request)
         record = self._observer.recent.get(wanted, owner)
         if record is None:
-            raise ReportError(404, f"no request {wanted!r} is remembered (observe.recent_requests bounds them)", "id")
+            raise ReportError(
+                404, f"no request {_brief(wanted)} is remembered (observe.recent_requests bounds them)", "id"
+            )
         return self._shown(record, owner)
 
     def _sessions(self, request: web.Request) -> dict[str, Any]:
@@ -106,10 +108,10 @@ class Report:
         limit, start = whole(request, "limit", 100, MAX_LIMIT), whole(request, "start", 0, 10_000_000, least=0)
         found = self._observer.sessions.find(wanted, self._owner(request))
         if not found:
-            raise ReportError(404, f"no session {wanted!r} is remembered", "id")
+            raise ReportError(404, f"no session {_brief(wanted)} is remembered", "id")
         if len(found) > 1:
             ids = ", ".join(session.id for session in found[:5])
-            raise ReportError(409, f"{len(found)} sessions have the name {wanted!r}; ask by id: {ids}", "id")
+            raise ReportError(409, f"{len(found)} sessions have the name {_brief(wanted)}; ask by id: {ids}", "id")
         session = found[0]
         page = list(islice(_steps(session), start, start + limit + 1))
         return {
@@ -133,6 +135,11 @@ class Report:
         if owner is not None and asked not in (None, owner):
             raise ReportError(403, f"this key belongs to tenant {owner!r} and sees only that", "tenant")
         return asked if owner is None else owner
+
+
+def _brief(given: str) -> str:
+    """An id as the caller gave it, for a message: its beginning."""
+    return repr(given if len(given) <= 80 else given[:80] + "...")
 
 
 def _steps(session: Session) -> Iterator[dict[str, Any]]:

@@ -141,7 +141,7 @@ class Observer:
         prompt, chain = dispatch.prompt, dispatch.prompt.chain
         session: Session | None = None
         step: Step | None = None
-        known, lost, best = 0, _NOTHING, dispatch.best
+        known, lost, best, sending = 0, _NOTHING, dispatch.best, self.past.clock()
         if chain and dispatch.request.endpoint in WITH_SESSIONS:
             session, step = self.sessions.step(
                 Asked(
@@ -168,10 +168,10 @@ class Observer:
                 offers = dispatch.candidates()
                 likely = (self.past.likely(each.replica, chain, each.matched // size, size) for each in offers)
                 best = max(likely, default=0) * size
-            self.past.sent(dispatch.entry, chain, prompt.tokens - dispatch.matched)
+            sending = self.past.sent(dispatch.entry, chain, prompt.tokens - dispatch.matched)
             self.hot.note(dispatch.model, chain, size)
         standing = self.past.standing(dispatch.entry)
-        return Seen(dispatch, session, step, known, lost, best, self.past.clock(), standing, self._clock())
+        return Seen(dispatch, session, step, known, lost, best, sending, standing, self._clock())
 
     def unsent(self, dispatch: Dispatch) -> Seen:
         """A request that was never sent: no step of a session."""
@@ -185,6 +185,8 @@ class Observer:
         answered = outcome.target_id is not None and outcome.status is not None and outcome.status < 400
         facts = self._facts(seen, outcome.usage) if answered and dispatch.prompt.tokens else None
         found = None if facts is None else attribute(facts)
+        if outcome.status is not None and outcome.status >= 400 and seen.tries == 1 and dispatch.prompt.chain:
+            self.past.refused(dispatch.prompt.chain, seen.sending)
         saved = 0.0
         if found is not None:
             rate = self._rate(dispatch.replica)

@@ -137,8 +137,8 @@ class Past:
         self._computed: dict[str, int] = {}
         self._asked: tuple[Sequence[int], Sequence[int], int] | None = None
 
-    def sent(self, replica_id: str, chain: Sequence[int], tokens: int = 0) -> None:
-        """A prompt with this chain was sent there; `tokens` of it are likely to be computed."""
+    def sent(self, replica_id: str, chain: Sequence[int], tokens: int = 0) -> float:
+        """A prompt with this chain was sent there; `tokens` of it are likely to be computed. When, by the clock."""
         done = self._computed.get(replica_id, 0) + tokens
         sending = _Sending(replica_id, self.standing(replica_id), self.clock(), done)
         if self._unheard.get(replica_id, -1.0) <= sending.standing.heard:
@@ -152,7 +152,7 @@ class Past:
             # The same replica was sent this much before, and not so long ago that it may be forgotten.
             self._sent.put(kept[known - 1 : known], _with(sending, deepest))
             self._sent.put(kept[known:], (sending,))
-            return
+            return sending.at
         room, of = self._sent.room(), None
         made: _Holders = (sending,)
         for key in kept[:known]:
@@ -161,6 +161,19 @@ class Past:
                 of, made = holders, _with(sending, holders or ())
             room[key] = made
         room.update(dict.fromkeys(kept[known:], (sending,)))
+        return sending.at
+
+    def refused(self, chain: Sequence[int], at: float) -> None:
+        """A prompt that was sent then was answered with an error: nothing of it was computed."""
+        young = self._sent.young
+        for key in _kept(chain):
+            holders = young.get(key)
+            if holders is not None and holders[0].at == at:
+                if len(holders) > 1:
+                    young[key] = holders[1:]
+                elif key not in self._sent.old:
+                    del young[key]
+        self._asked = None
 
     def computed(self, replica_id: str, tokens: int) -> None:
         """The replica computed so many tokens of a prompt."""

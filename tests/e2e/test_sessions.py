@@ -131,6 +131,8 @@ async def test_bad_questions_get_clear_answers(build) -> None:
         ("/sessions/nobody", 404, "id"),
         ("/sessions/%00%ff", 404, "id"),
         ("/requests/nothing", 404, "id"),
+        ("/requests/" + "n" * 5000, 404, "id"),
+        ("/sessions/" + "n" * 5000, 404, "id"),
         ("/requests?since=x", 400, "since"),
     ):
         told = await admin(system, path, status)

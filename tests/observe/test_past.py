@@ -77,6 +77,18 @@ def test_who_is_asked_has_answered_already() -> None:
     assert causes(past, asked="a") == [(100, Cause.EVICTED)]
 
 
+def test_what_was_refused_was_not_computed() -> None:
+    world = World()
+    past = world.past()
+    past.sent("a", CHAIN[:40])
+    world.now += 1
+    at = past.sent("b", CHAIN)
+    assert past.known(CHAIN) == 100
+    past.refused(CHAIN, at)
+    assert past.known(CHAIN) == 40
+    assert causes(past, asked="a") == [(40, Cause.EVICTED)]
+
+
 def test_an_overflow_that_nobody_told_of() -> None:
     world = World(standings={"a": Standing(tokens=2000, heard=1.0)})
     past = world.past()
