@@ -82,11 +82,14 @@ class Dropped(NamedTuple):
 
 class Clear(NamedTuple):
     """All that was known of a replica was forgotten. `cause`: GONE if it restarted, STALE if events were lost (it
-    may still hold everything), EVICTED if it was told to. `computed`: tokens computed there by then."""
+    may still hold everything), EVICTED if it was told to. `computed`: tokens computed there by then.
+    `unheard`: it had been sent prompts of which no event came.
+    """
 
     at: float
     cause: Cause
     computed: int
+    unheard: bool
 
 
 class _Generations(Generic[_Value]):
@@ -253,7 +256,7 @@ class Past:
         for clear in self.clears(replica_id):
             if then.at < clear.at < told:
                 if clear.cause is not Cause.STALE:
-                    full = self._full_at(then, clear.at, clear.computed, room) if blind else None
+                    full = self._full_at(then, clear.at, clear.computed, room) if blind or clear.unheard else None
                     return (clear.at, clear.cause) if full is None else (full, Cause.EVICTED)
                 blind = True
         if told < math.inf:
@@ -297,7 +300,8 @@ class Past:
             cause = Cause.STALE
         else:
             cause = Cause.EVICTED
-        clears.append(Clear(self.clock(), cause, self._computed.get(replica_id, 0)))
+        unheard = self._unheard.get(replica_id, 0.0) > now.heard
+        clears.append(Clear(self.clock(), cause, self._computed.get(replica_id, 0), unheard))
         self._clears[replica_id] = now, clears
 
     def clears(self, replica_id: str) -> Iterable[Clear]:

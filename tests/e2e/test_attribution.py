@@ -135,7 +135,8 @@ async def test_attribution_agrees_with_the_caches(
     rng = random.Random(f"{policy} {faults}")
     truth, agents = Truth(system), Agents(rng, 5)
     asked: list[tuple[str, str, Any]] = []
-    for _ in range(250):
+    requests = 500 if faults else 250
+    for _ in range(requests):
         happening = rng.random() if faults else 1.0
         at = rng.randrange(3)
         if happening < 0.03:
@@ -151,7 +152,7 @@ async def test_attribution_agrees_with_the_caches(
             system.fleet[at].reset_cache()
             await step_directly(system, at)  # an engine tells of it with its next step
             await system.settled(at)
-        elif happening < 0.09:
+        elif happening < 0.08:
             system.fleet[at].fault(drop_events=rng.randrange(1, 3))
             truth.blind.add(at)
         agent, content, breaks = agents.turn()
@@ -179,8 +180,8 @@ async def test_attribution_agrees_with_the_caches(
         if record["cause"] != expected
     ]
     with capsys.disabled():
-        print(f"\n{policy}, faults {faults}: {250 - len(wrong)} of 250 agree; {dict(told)}; {wrong[:4]}")
-    assert len(wrong) <= 2, wrong
+        print(f"\n{policy}, faults {faults}: {requests - len(wrong)} of {requests} agree; {dict(told)}; {wrong[:4]}")
+    assert len(wrong) <= requests // 100, wrong
     assert {"new", "mutated", "evicted"} <= set(told)
     assert policy == "prefix" or "spilled" in told
     assert not faults or {"replica_gone", "index_stale"} <= set(told)
