@@ -135,7 +135,7 @@ async def test_attribution_agrees_with_the_caches(
     rng = random.Random(f"{policy} {faults}")
     truth, agents = Truth(system), Agents(rng, 5)
     asked: list[tuple[str, str, Any]] = []
-    requests = 500 if faults else 250
+    requests = 1500 if faults else 250
     for _ in range(requests):
         happening = rng.random() if faults else 1.0
         at = rng.randrange(3)
