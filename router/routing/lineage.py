@@ -66,6 +66,7 @@ class Session:
     kind: int = 0
     warm_at: str = ""
     warm: float = 0.0
+    sent_here: bool = True
     ends: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=ENDS_KEPT))
 
 
@@ -173,6 +174,7 @@ class Lineage:
                 session.growth = grown
                 self.habits.continued(session.kind, grown, now - session.last_used if not session.active else None)
         session.steps += 1
+        session.sent_here = True
         session.home = replica_id
         session.prompt_tokens = prompt_tokens
         session.shared_tokens = min(session.shared_tokens, prompt_tokens)
@@ -207,7 +209,7 @@ class Lineage:
             session = self._add(Session(session_id, tenant, named, parent, kind=kind))
         elif session.steps >= steps:
             return
-        session.home, session.steps = home, steps
+        session.home, session.steps, session.sent_here = home, steps, False
         session.prompt_tokens, session.shared_tokens = prompt_tokens, shared_tokens
         session.last_used = self._clock()
         self._sessions.move_to_end(id(session))
@@ -241,7 +243,6 @@ class Lineage:
             shared_tokens=shared_tokens,
             kind=self.habits.kind(prompt_tokens, shared_tokens),
         )
-        self.habits.began(made.kind)
         return self._add(made)
 
     def _add(self, made: Session) -> Session:
@@ -325,6 +326,8 @@ class Lineage:
             if oldest.active or now - oldest.last_used < alive:
                 break
             self._cool(oldest)
+            if oldest.sent_here:
+                self.habits.ended(oldest.kind)
 
     def _cool(self, session: Session) -> None:
         if self._idle.pop(id(session), None) is not None:

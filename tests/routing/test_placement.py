@@ -10,6 +10,7 @@ from router.fleet.load import Load
 from router.fleet.replica import Replica
 from router.fleet.speed import FleetSpeed, Speed, effort
 from router.routing.habits import Habits
+from router.routing.lineage import Lineage
 from router.routing.placement import Facts, Placement
 from router.routing.policies import Prefix
 from router.routing.pools import Pools
@@ -86,14 +87,36 @@ def test_single_questions_and_agents_have_habits_of_their_own() -> None:
     habits = Habits()
     single, agent = habits.kind(100, 0), habits.kind(3000, 2000)
     for _ in range(300):
-        habits.began(single)
-        habits.began(agent)
+        habits.ended(single)
+        habits.ended(agent)
         for _ in range(9):
             habits.continued(agent, 400, 1.0)
     assert habits.steps_left(single) < 1
     assert habits.steps_left(agent) == pytest.approx(9, rel=0.15)
     assert habits.growth(agent) == pytest.approx(400, rel=0.1)
     assert habits.returns(single) < 0.5 < habits.returns(agent)
+
+
+def test_sessions_under_way_do_not_count_as_never_coming_back() -> None:
+    now = [0.0]
+    lineage = Lineage(lambda: now[0])
+    kind = lineage.habits.kind(64, 0)
+
+    def step(name: str, blocks: int) -> None:
+        found = lineage.find(list(range(blocks)), None, 16, name, "")
+        session = lineage.sent(found, "r0", list(range(blocks)), None, 16, 16 * blocks, 0, name, "")
+        lineage.ended(session)
+
+    before = lineage.habits.steps_left(kind)
+    for number in range(100):
+        step(f"agent-{number}", 4)
+    assert lineage.habits.steps_left(kind) == before
+    for number in range(100):
+        step(f"agent-{number}", 8)
+    assert lineage.habits.steps_left(kind) > before
+    now[0] = 3600.0
+    step("another", 4)
+    assert lineage.habits.steps_left(kind) < 1.1, "each of a hundred came back once, and no more"
 
 
 def test_prefixes_are_counted_faded_and_bounded() -> None:
