@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Container, Mapping
 from copy import copy
+from functools import partial
 from random import getrandbits
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -260,6 +261,20 @@ def wants_comment(request: Request) -> bool:
     return request.header(b"x-prefix-router-receipt") == b"comment"
 
 
+def _offers(
+    decision: Decision, known: Mapping[str, _Known], matches: Mapping[str, Match], matched: Mapping[str, int]
+) -> list[Offer]:
+    """The candidates in the order of the decision, as they were then."""
+    offers, terms = [], decision.terms or ()
+    for place, candidate in enumerate(decision.order):
+        name, info = candidate.replica.id, candidate.replica.info
+        assert info is not None
+        match, size = matches[name], known[info.kind].prompt.block_size
+        cost = terms[place] if place < len(terms) else None
+        offers.append(Offer(name, matched[name], match.predicted * size, match.lower * size, cost))
+    return offers
+
+
 class _Routed:
     """One request's plan (see proxy.forward.Plan): the decision, and the books kept on each try."""
 
@@ -484,13 +499,17 @@ class _Routed:
             confirmed=(held.blocks - held.predicted) * prompt.block_size,
             best=best,
             followed=route.feeds.followed(replica, prompt.exact),
-            candidates=self._offers,
+            candidates=self._offers(),
             session=None if session is None else session.id,
             named=session is not None and session.named,
             parent=None if session is None else session.parent,
             fresh=self._past.found.session is None,
             seconds=self._took.seconds,
         )
+
+    def _offers(self) -> Callable[[], list[Offer]]:
+        """Keeps nothing of this object: its own record keeps it, and each request would be a cycle to be collected."""
+        return partial(_offers, self._decision, self._known, self._matches, self._matched)
 
     def explained(self) -> dict[str, Any]:
         """The decision and everything it was made from."""
@@ -531,7 +550,7 @@ class _Routed:
                     "slowness": round(candidate.replica.speed.slowness, 2),
                     "feed": candidate.replica.feed,
                 }
-                for offer, candidate in zip(self._offers(), self._decision.order, strict=True)
+                for offer, candidate in zip(self._offers()(), self._decision.order, strict=True)
             ],
         }
 
@@ -546,16 +565,6 @@ class _Routed:
     def unsent(self) -> Seen:
         """For a request that no replica was left to try for."""
         return self._route.observer.unsent(self._dispatch(self._decision.order[0].replica))
-
-    def _offers(self) -> list[Offer]:
-        """The candidates in the order of the decision, as they were then."""
-        offers, terms = [], self._decision.terms or ()
-        for place, candidate in enumerate(self._decision.order):
-            name = candidate.replica.id
-            match, size = self._matches[name], self._prompt(candidate.replica).prompt.block_size
-            cost = terms[place] if place < len(terms) else None
-            offers.append(Offer(name, self._matched[name], match.predicted * size, match.lower * size, cost))
-        return offers
 
     def on_first_byte(self, target: Target, status: int, seconds: float) -> None:
         """The prompt is prefilled."""
