@@ -127,8 +127,8 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
         return 2
     gc.collect()
     gc.freeze()  # what was loaded stays: a full collection would stop the loop for 10 ms to find that out
-    # A request leaves no cycles, only a connection does. The default looks for them after every few requests, and a look
-    # at everything holds up the loop for hundreds of milliseconds: rare, and the young ones in small portions.
+    # A request leaves no cycles, only a connection does. The default looks for them after every few requests, and
+    # a look at everything holds up the loop for hundreds of milliseconds: rare, and the young ones in small portions.
     gc.set_threshold(2_000, 2, 1_000)
     take_up = app.apply if isinstance(app, Supervisor) else partial(apply, app)
     reloader = Reloader(args.config, lambda: configuration(args), take_up, app.reloads, config, app.credentials)
