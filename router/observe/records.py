@@ -35,7 +35,8 @@ class Offer(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """A request whose prompt was read. `found`: why its tokens were computed, None if nobody answered."""
+    """A request. `found`: why its tokens were computed, None if nobody answered. Token counts are None where
+    the prompt was not read."""
 
     id: str
     at: float
@@ -49,9 +50,9 @@ class Record:
     status: int
     outcome: Outcome
     reason: str
-    prompt_tokens: int
-    matched: int
-    best: int
+    prompt_tokens: int | None
+    matched: int | None
+    best: int | None
     tokens: str
     seconds: Mapping[str, float]
     offers: Sequence[Offer]
@@ -83,7 +84,11 @@ class Record:
             "cause": found.cause if found is not None else None,
             "computed_tokens": {str(cause): tokens for cause, tokens in found.tokens.items()} if found else {},
             "break": self.broken.told() if self.broken is not None else None,
-            **timing(outcome, self.seconds),
+            "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
+            "total_ms": round(outcome.total_s * 1000, 2),
+            "stages_ms": {stage: round(taken * 1000, 3) for stage, taken in self.seconds.items()},
+            "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
+            "error": outcome.error,
             "candidates": [offer.told() for offer in self.offers],
             "seq": self.seq,
         }
@@ -106,41 +111,25 @@ class Passed:
 
     def told(self) -> dict[str, Any]:
         """As JSON, with the fields of every record; None where only reading the prompt would tell."""
-        outcome, usage = self.outcome, self.outcome.usage
-        return {
-            "id": self.id,
-            "at": round(self.at, 3),
-            "path": self.path,
-            "model": self.model,
-            "tenant": self.tenant,
-            "session": None,
-            "step": None,
-            "relation": None,
-            "status": self.status,
-            "replica": outcome.target_id,
-            "reason": self.reason,
-            "prompt_tokens": None,
-            "matched_tokens": None,
-            "best_matched_tokens": None,
-            "cached_tokens": usage.cached_tokens if usage is not None else None,
-            "engine_prompt_tokens": usage.prompt_tokens if usage is not None else None,
-            "completion_tokens": usage.completion_tokens if usage is not None else None,
-            "tokens": UNREAD,
-            "cause": None,
-            "computed_tokens": {},
-            "break": None,
-            **timing(outcome, self.seconds),
-            "candidates": [],
-            "seq": self.seq,
-        }
-
-
-def timing(outcome: Outcome, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The part of a record that says how long what took, and what went wrong."""
-    return {
-        "ttft_ms": None if outcome.ttft_s is None else round(outcome.ttft_s * 1000, 2),
-        "total_ms": round(outcome.total_s * 1000, 2),
-        "stages_ms": {stage: round(taken * 1000, 3) for stage, taken in seconds.items()},
-        "tries": [[attempt.target_id, attempt.error] for attempt in outcome.attempts],
-        "error": outcome.error,
-    }
+        return Record(
+            id=self.id,
+            at=self.at,
+            path=self.path,
+            model=self.model,
+            tenant=self.tenant,
+            session=None,
+            step=None,
+            relation=None,
+            broken=None,
+            status=self.status,
+            outcome=self.outcome,
+            reason=self.reason,
+            prompt_tokens=None,
+            matched=None,
+            best=None,
+            tokens=UNREAD,
+            seconds=self.seconds,
+            offers=(),
+            found=None,
+            seq=self.seq,
+        ).told()

@@ -15,6 +15,8 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
+from router.prompt.nodes import place
+
 _STEP = 64  # bytes an iteration is charged, beside those of what it prints
 _REFERENCE = 8
 
@@ -64,7 +66,7 @@ class _Measure(NodeTransformer):
         self.generic_visit(node)
         weight = nodes.Const(_STEP + _REFERENCE * printed)
         tick = nodes.ExprStmt(_filter("tick", weight, [], node))
-        _place(tick, node)
+        place(tick, node)
         node.body.insert(0, tick)
         return node
 
@@ -78,12 +80,5 @@ def _outputs(node: nodes.Node) -> list[nodes.Output]:
 
 def _filter(name: str, value: nodes.Expr, arguments: list[Any], like: nodes.Node) -> nodes.Filter:
     node = nodes.Filter(value, f"router_{name}", arguments, [], None, None)
-    _place(node, like)
+    place(node, like)
     return node
-
-
-def _place(node: nodes.Node, like: nodes.Node) -> None:
-    """The line and the environment that a parsed node would have."""
-    assert like.environment is not None
-    node.set_lineno(like.lineno)
-    node.set_environment(like.environment)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from jinja2 import nodes
 
+from router.prompt.nodes import place
 from router.prompt.resume import PASSED
 
 _PURE = frozenset({"raise_exception", "namespace", "range", "dict"})
@@ -78,16 +79,9 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
     ]
     loop.iter = _call("tail", [])
     printed = nodes.Output([_call("enter", arguments)])
-    _place(loop.iter, loop)
-    _place(printed, loop)
+    place(loop.iter, loop)
+    place(printed, loop)
     return printed
-
-
-def _place(node: nodes.Node, like: nodes.Node) -> None:
-    """The line and the environment that a parsed node would have."""
-    assert like.environment is not None
-    node.set_lineno(like.lineno)
-    node.set_environment(like.environment)
 
 
 def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
@@ -190,4 +184,4 @@ def _watch(loop: nodes.For, name: str) -> None:
     for node in [one for part in loop.body for one in _getitems(part) if _is_item_of(one, name)]:
         call = _call("item", [node.node, node.arg])
         node.node, node.arg = call, nodes.Const(0)
-        _place(node, node)
+        place(node, node)

@@ -1,0 +1,12 @@
+"""Nodes that are added to a template after it was parsed."""
+
+from __future__ import annotations
+
+from jinja2 import nodes
+
+
+def place(node: nodes.Node, like: nodes.Node) -> None:
+    """The line and the environment that a parsed node would have."""
+    assert like.environment is not None
+    node.set_lineno(like.lineno)
+    node.set_environment(like.environment)
