@@ -1,6 +1,6 @@
 """Memory that the workers of one router share: each writes its own row and reads the others'.
 
-A row, all numbers little-endian u64:
+A row, all numbers u64:
 
 | bytes | content |
 |---|---|
@@ -24,10 +24,8 @@ from xxhash import xxh3_64_intdigest as checksum
 
 STATE_BYTES = 1 << 20
 RING_BYTES = 4 << 20
-_HEAD = struct.Struct("<3Q")
-_NUMBER = struct.Struct("<Q")
 _MESSAGE = struct.Struct("<2Q")
-_WRITTEN = 24
+_VERSION, _LENGTH, _HASH, _WRITTEN = range(4)
 _STATE = 64
 _RING = _STATE + STATE_BYTES
 ROW_BYTES = _RING + RING_BYTES
@@ -51,12 +49,14 @@ class Row:
     def __init__(self, memory: mmap.mmap, at: int) -> None:
         self._memory = memory
         self._at = at
+        # Not struct.pack_into: it writes zeros first, which others would see. An item of a view is written in one piece.
+        self._head = memoryview(memory)[at : at + 32].cast("Q")
         self._version = 0
         self._read = self._written
 
     def clear(self) -> None:
         """Its worker is gone: it has no work any more."""
-        _HEAD.pack_into(self._memory, self._at, 0, 0, 0)
+        self._head[_VERSION] = 0
 
     def tell(self, state: bytes) -> None:
         """Replace the state. Raises ValueError for one that doesn't fit."""
@@ -65,16 +65,20 @@ class Row:
         self._version += 1
         start = self._at + _STATE
         self._memory[start : start + len(state)] = state
-        _HEAD.pack_into(self._memory, self._at, self._version, len(state), checksum(state))
+        self._head[_LENGTH], self._head[_HASH] = len(state), checksum(state)
+        self._head[_VERSION] = self._version
 
     def heard(self) -> bytes | None:
         """The state, if it is another than at the last call; empty when its worker is gone."""
-        version, length, hashed = _HEAD.unpack_from(self._memory, self._at)
-        if version == self._version or length > STATE_BYTES:
+        version, length, hashed = self._head[_VERSION], self._head[_LENGTH], self._head[_HASH]
+        if version == self._version:
             return None
+        if not version:
+            self._version = 0
+            return b""
         start = self._at + _STATE
         state = self._memory[start : start + length]
-        if version and checksum(state) != hashed:
+        if checksum(state) != hashed:
             return None
         self._version = version
         return state
@@ -90,7 +94,7 @@ class Row:
         start = self._at + _RING
         self._memory[start + place : start + place + len(first)] = first
         self._memory[start : start + len(data) - len(first)] = data[len(first) :]
-        _NUMBER.pack_into(self._memory, self._at + _WRITTEN, written + len(data))
+        self._head[_WRITTEN] = written + len(data)
 
     def said(self) -> Iterator[bytes]:
         """The messages since the last call, as far as they are still there."""
@@ -110,7 +114,7 @@ class Row:
 
     @property
     def _written(self) -> int:
-        return int(_NUMBER.unpack_from(self._memory, self._at + _WRITTEN)[0])
+        return self._head[_WRITTEN]
 
     def _bytes(self, position: int, length: int) -> bytes:
         start, place = self._at + _RING, position % RING_BYTES

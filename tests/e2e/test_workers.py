@@ -186,13 +186,14 @@ async def test_what_one_worker_models_of_a_cache_all_know(client, tmp_path: Path
     engines = ReplicaConfig(model="sim", timing=time_model("instant"), events=False)
     async with SimulatedFleet(3, engines) as fleet, router_process(tmp_path, settings(fleet)) as router:
         await router.up(client, 3)
-        content, homes = "A long beginning that is shared. " * 40, set()
+        content = "A long beginning that is shared. " * 40
         for step in range(12):
             status, headers, _ = await chat(router, client, content=content + f"Question {step}")
             assert status == 200
-            homes.add(headers["x-prefix-router-replica"])
-            assert step == 0 or int(headers["x-prefix-router-matched-tokens"]) > 200
-        assert len(homes) == 1, "whichever worker is asked"
+            reason, matched = headers["x-prefix-router-reason"], int(headers["x-prefix-router-matched-tokens"])
+            # A busy machine's engines may seem slow: who leaves the holder for that says "spilled", and so knew of it.
+            known = reason == "spilled" or (reason == "prefix" and matched > 200)
+            assert known if step else reason == "cold", f"step {step}, whichever worker is asked: {reason}, {matched}"
 
 
 async def test_workers_count_as_one_router_in_redis(fleet, client, tmp_path: Path) -> None:
