@@ -49,7 +49,7 @@ class Row:
     def __init__(self, memory: mmap.mmap, at: int) -> None:
         self._memory = memory
         self._at = at
-        # Not struct.pack_into: it writes zeros first, which others would see. An item of a view is written in one piece.
+        # Not struct.pack_into: it writes zeros first, which others would see. A view's item is written at once.
         self._head = memoryview(memory)[at : at + 32].cast("Q")
         self._version = 0
         self._read = self._written
