@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ import uvloop
 import yaml
 
 from router.app import App
+from router.collector import settle_collector
 from router.config import Config, ConfigError, load_config
 from router.index.redis.connect import RedisConfigError
 from router.reload import Reloader, apply, set_log_levels
@@ -125,11 +125,7 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
         sys.stderr.write(f"prefix-router: {error}\n")
         await app.stop()
         return 2
-    gc.collect()
-    gc.freeze()  # what was loaded stays: a full collection would stop the loop for 10 ms to find that out
-    # A request leaves no cycles, only a connection does. The default looks for them after every few requests, and
-    # a look at everything holds up the loop for hundreds of milliseconds: rare, and the young ones in small portions.
-    gc.set_threshold(2_000, 2, 1_000)
+    settle_collector()
     take_up = app.apply if isinstance(app, Supervisor) else partial(apply, app)
     reloader = Reloader(args.config, lambda: configuration(args), take_up, app.reloads, config, app.credentials)
     loop.add_signal_handler(signal.SIGHUP, reloader.ask)

@@ -12,6 +12,7 @@ import uvloop
 from aiohttp import web
 
 from router.app import App
+from router.collector import settle_collector
 from router.config import Config, ConfigError
 from router.credentials import Credentials
 from router.fleet.membership import Wishes
@@ -57,6 +58,7 @@ async def _work(setup: Setup) -> int:
         await app.membership.wish(setup.wishes)
         if setup.again:
             await _settled(app)
+        settle_collector()
         await app.listen()
         _say("up")
         await stopping.wait()
