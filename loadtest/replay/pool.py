@@ -30,28 +30,16 @@ class IdPool(BlockPool):
 
     def _evict(self, block: int) -> None:
         key = self._keys[block]
-        if key is None:
-            return
         assert isinstance(key, int)
-        self._keys[block] = None
         self.evicted += 1
-        copies = self._cached[key]
-        if len(copies) == 1:
-            del self._cached[key]
+        if self._drop(block, key):
             self._changed[key] = False
-        else:
-            copies.remove(block)
 
     def _register(self, seq: Sequence, full: int) -> None:
-        keys, cached = seq.keys, self._cached
+        keys = seq.keys
         for index in range(seq.registered, full):
-            block, key = seq.blocks[index], keys[index]
-            assert isinstance(key, int)
-            self._keys[block] = key
-            copies = cached.get(key)
-            if copies is None:
-                cached[key] = [block]
+            key = keys[index]
+            if self._add(seq.blocks[index], key):
+                assert isinstance(key, int)
                 self._changed[key] = True
-            else:
-                copies.append(block)
         seq.registered = full

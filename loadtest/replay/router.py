@@ -71,7 +71,7 @@ class VirtualRouter:
     ) -> None:
         self.placement = Placement(policy, clock)
         self.observer = policy if isinstance(policy, Observer) else None
-        self.index = MemoryIndex(INDEX_BLOCKS, PredictedOverlay(ttl_s, 1 << 24, clock))
+        self.index = MemoryIndex(INDEX_BLOCKS, PredictedOverlay(ttl_s, 1 << 24, clock), shards=1)
         self.fleet = Fleet()
         self.feeds = Feeds(self.index, shadow_blocks=NO_BLOCKS)
         self._block = block

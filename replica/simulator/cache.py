@@ -12,8 +12,9 @@ What a router can observe follows from five rules (reference/engine-protocol.md,
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Protocol
 
 from .records import Cleared, Event, Key, Live, Prefix, Removed, Stored
@@ -57,7 +58,11 @@ class Cache(Protocol):
 
 
 class BlockPool:
-    """`blocks` usable physical blocks of `block_size` tokens. `record` off: no events, no truth (block-id traces)."""
+    """`blocks` usable physical blocks of `block_size` tokens. `record` off: no events, no truth (block-id traces).
+
+    The free list's blocks without a hash are a stack, the others a queue. A hit leaves the block where it stands in the
+    queue; what counts is its last place there, once nobody holds it. So neither a hit nor a release searches memory.
+    """
 
     def __init__(self, blocks: int, block_size: int, *, seed: bytes | None = None, record: bool = True) -> None:
         if blocks < 1 or block_size < 1:
@@ -68,8 +73,18 @@ class BlockPool:
         self._record = record
         self._refs = [0] * blocks
         self._keys: list[Key | None] = [None] * blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
-        self._cached: dict[Key, list[int]] = {}
+        self._free = blocks
+        """Blocks nobody holds."""
+        self._blank = list(range(blocks - 1, -1, -1))
+        """Of these, the ones without a hash, the next to be handed out last."""
+        self._idle: deque[int] = deque()
+        """The others by when they were given back; some places are old ones, and count no longer."""
+        self._places = [0] * blocks
+        """How often a block stands in `_idle`."""
+        self._cached: dict[Key, int] = {}
+        """The copy that a hit gets: the oldest."""
+        self._copies: dict[Key, list[int]] = {}
+        """Further copies, where there are any."""
         self._prefixes: dict[Key, Prefix] = {}
         self._events: list[Event] = []
 
@@ -77,18 +92,17 @@ class BlockPool:
         size = self.block_size
         total = -(-seq.length // size)
         keys = self._hasher.extend(seq, seq.length // size)
-        cached, refs, free = self._cached, self._refs, self._free
+        cached, refs = self._cached, self._refs
         hits: list[int] = []
-        for key in keys[: (seq.length - 1) // size]:
-            copies = cached.get(key)
-            if copies is None:
-                break
-            hits.append(copies[0])
-        idle = [block for block in hits if not refs[block]]
-        if total - len(hits) > len(free) - len(idle):
+        with suppress(KeyError):  # extend keeps what came before the first miss
+            hits.extend(map(cached.__getitem__, keys[: (seq.length - 1) // size]))
+        idle = 0
+        for block in hits:
+            if not refs[block]:
+                idle += 1
+        if total - len(hits) > self._free - idle:
             return False
-        for block in idle:
-            del free[block]
+        self._free -= idle
         for block in hits:
             refs[block] += 1
         seq.blocks = hits
@@ -98,13 +112,10 @@ class BlockPool:
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
         missing = -(-tokens // self.block_size) - len(seq.blocks)
-        if missing > len(self._free):
+        if missing > self._free:
             return False
         for _ in range(missing):
-            block, _none = self._free.popitem(last=False)
-            self._evict(block)
-            self._refs[block] = 1
-            seq.blocks.append(block)
+            seq.blocks.append(self._take())
         full = tokens // self.block_size
         if full > seq.registered:
             self._register(seq, full)
@@ -114,21 +125,31 @@ class BlockPool:
         """Nothing to do: the pool caches blocks when they are scheduled."""
 
     def release(self, seq: Sequence, *, finished: bool) -> None:
-        refs, free, keys = self._refs, self._free, self._keys
+        refs, keys, idle, places = self._refs, self._keys, self._idle, self._places
         for block in reversed(seq.blocks):
             left = refs[block] - 1
             refs[block] = left
             if not left:
-                free[block] = None
+                self._free += 1
                 if keys[block] is None:
-                    free.move_to_end(block, last=False)
+                    self._blank.append(block)
+                else:
+                    idle.append(block)
+                    places[block] += 1
         seq.blocks = []
         seq.registered = 0
+        if len(idle) > 4 * self.blocks:
+            self._compact()
 
     def reset(self) -> bool:
-        if len(self._free) < self.blocks:
+        if self._free < self.blocks:
             return False
+        self._compact()
+        self._blank = [*reversed(self._idle), *self._blank]
+        self._idle.clear()
+        self._places = [0] * self.blocks
         self._cached.clear()
+        self._copies.clear()
         self._prefixes.clear()
         self._keys = [None] * self.blocks
         if self._record:
@@ -140,27 +161,74 @@ class BlockPool:
         return events
 
     def live(self) -> Iterator[Live]:
-        for key, copies in self._cached.items():
-            yield Live(self._prefixes[key], len(copies))
+        for key in self._cached:
+            yield Live(self._prefixes[key], 1 + len(self._copies.get(key, ())))
 
     @property
     def used(self) -> int:
-        return self.blocks - len(self._free)
+        return self.blocks - self._free
 
     @property
     def cached_blocks(self) -> int:
         """Physical blocks that hold a hash, in use or not."""
-        return sum(map(len, self._cached.values()))
+        return len(self._cached) + sum(map(len, self._copies.values()))
+
+    def _take(self) -> int:
+        """A free block for someone else; there must be one."""
+        refs, idle, places = self._refs, self._idle, self._places
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            while True:
+                block = idle.popleft()
+                places[block] -= 1
+                if not places[block] and not refs[block]:
+                    break
+            self._evict(block)
+        refs[block] = 1
+        self._free -= 1
+        return block
+
+    def _compact(self) -> None:
+        """Leave out places that no longer count."""
+        refs, places = self._refs, self._places
+        kept: deque[int] = deque()
+        for block in self._idle:
+            places[block] -= 1
+            if not places[block] and not refs[block]:
+                kept.append(block)
+        for block in kept:
+            places[block] = 1
+        self._idle = kept
+
+    def _add(self, block: int, key: Key) -> bool:
+        """The block has this content from now on; True: no other has."""
+        self._keys[block] = key
+        if self._cached.setdefault(key, block) == block:
+            return True
+        self._copies.setdefault(key, []).append(block)
+        return False
+
+    def _drop(self, block: int, key: Key) -> bool:
+        """The block does not have this content any more; True: no other has."""
+        self._keys[block] = None
+        others = self._copies.get(key)
+        if others is None:
+            del self._cached[key]
+            return True
+        if self._cached[key] == block:
+            self._cached[key] = others.pop(0)
+        else:
+            others.remove(block)
+        if not others:
+            del self._copies[key]
+        return False
 
     def _evict(self, block: int) -> None:
+        """A cached block is handed to someone else."""
         key = self._keys[block]
-        if key is None:
-            return
-        self._keys[block] = None
-        copies = self._cached[key]
-        copies.remove(block)
-        if not copies:
-            del self._cached[key]
+        assert key is not None
+        if self._drop(block, key):
             self._prefixes.pop(key, None)
         if self._record:
             self._events.append(Removed([key]))
@@ -170,8 +238,7 @@ class BlockPool:
         start = seq.registered
         for index in range(start, full):
             block, key = seq.blocks[index], keys[index]
-            self._keys[block] = key
-            self._cached.setdefault(key, []).append(block)
+            self._add(block, key)
             if self._record and key not in self._prefixes:
                 parent = self._prefixes[keys[index - 1]] if index else None
                 self._prefixes[key] = describe(seq, index, self.block_size, parent)

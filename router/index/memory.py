@@ -42,9 +42,14 @@ class _Table:
 
 
 class MemoryIndex:
-    """Implements BlockIndex. Beyond `max_blocks` blocks (over all tiers) new ones are refused and counted."""
+    """Implements BlockIndex. Beyond `max_blocks` blocks (over all tiers) new ones are refused and counted.
 
-    def __init__(self, max_blocks: int = 10_000_000, overlay: PredictedOverlay | None = None) -> None:
+    `shards`: a power of two, for those who mind no pauses (1 is the fastest); None: as many as none is felt with.
+    """
+
+    def __init__(
+        self, max_blocks: int = 10_000_000, overlay: PredictedOverlay | None = None, shards: int | None = None
+    ) -> None:
         if max_blocks < 1:
             raise ValueError(f"max_blocks must be at least 1, got {max_blocks}")
         self.max_blocks = max_blocks
@@ -57,7 +62,7 @@ class MemoryIndex:
         """Told of each replica that is cleared."""
         self.clears: Counter[str] = Counter()
         """Replica id -> times everything it held was forgotten."""
-        shards = 1 << max(0, min(12, (max_blocks // _KEYS_PER_SHARD).bit_length()))
+        shards = shards or 1 << max(0, min(12, (max_blocks // _KEYS_PER_SHARD).bit_length()))
         self._tables = [_Table(shards) for _ in Tier]
         self._slots: dict[str, int] = {}
         self._owners: list[str | None] = []
