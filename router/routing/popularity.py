@@ -2,8 +2,10 @@
 
 A copy of a shared prefix on one more replica is paid once and serves every later session there, so its price is divided
 by the sessions that are expected to use it. A hot prefix spreads to as many replicas as the load needs; a rare one
-stays where it is. Counts fade with a time constant of HORIZON_S. The token ids of prefixes seen more than once are
-kept (within MAX_BYTES), so that a replica that joins can be warmed with the hottest of them.
+stays where it is. Counts fade with a time constant of HORIZON_S, and stand for the time that a prefix is known: ten in
+the first ten seconds are sixty a minute. What took a whole minute to count would not spread before the crowd has
+passed. The token ids of prefixes seen more than once are kept (within MAX_BYTES), so that a replica that joins can be
+warmed with the hottest of them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 HORIZON_S = 60.0
+SHORTEST = 0.1
+"""The least share of the horizon that a count stands for: two requests in the same second are no rate."""
 MAX_BYTES = 16 << 20
 
 
@@ -31,7 +35,8 @@ class Popularity:
     def __init__(self, max_prefixes: int = 10_000, max_bytes: int = MAX_BYTES) -> None:
         self.max_prefixes = max_prefixes
         self._max_bytes = max_bytes
-        self._counts: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        self._counts: OrderedDict[int, tuple[float, float, float]] = OrderedDict()
+        """Key -> (count, as of when, first noted)."""
         self._prefixes: OrderedDict[int, HotPrefix] = OrderedDict()
         self._bytes = 0
 
@@ -41,17 +46,18 @@ class Popularity:
     def note(self, key: int, now: float, prefix: HotPrefix | None = None) -> None:
         """A session began with this prefix; `prefix` where its ids are known."""
         known = key in self._counts
-        count, at = self._counts.pop(key, (0.0, now))
-        self._counts[key] = (count * math.exp((at - now) / HORIZON_S) + 1.0, now)
+        count, at, since = self._counts.pop(key, (0.0, now, now))
+        self._counts[key] = (count * math.exp((at - now) / HORIZON_S) + 1.0, now, since)
         if known and prefix is not None:
             self._keep(key, prefix)
         if len(self._counts) > self.max_prefixes:
             self._drop(self._counts.popitem(last=False)[0])
 
     def expected(self, key: int, now: float) -> float:
-        """Sessions expected to begin with it within HORIZON_S, as many as lately."""
-        count, at = self._counts.get(key, (0.0, now))
-        return count * math.exp((at - now) / HORIZON_S)
+        """Sessions expected to begin with it within HORIZON_S, at the rate of lately."""
+        count, at, since = self._counts.get(key, (0.0, now, now))
+        known = 1.0 - math.exp((since - now) / HORIZON_S)
+        return count * math.exp((at - now) / HORIZON_S) / max(known, SHORTEST)
 
     def hottest(self, count: int, now: float) -> list[tuple[HotPrefix, float]]:
         """(prefix, expected sessions) of those whose ids are kept, most first."""
