@@ -24,6 +24,7 @@ from router.engines import ENGINES, EngineInfo
 from router.index.redis.connect import SCHEMES, connect
 from router.index.redis.layout import Layout
 from router.index.redis.store import Store
+from router.index.types import Cleared
 
 log = logging.getLogger("vllm.prefix_router")
 
@@ -148,7 +149,7 @@ class PrefixRouterPublisher(EventPublisher):  # type: ignore[misc]  # vLLM is no
             while self._waiting:
                 if self._lost:  # nothing is handed over while it is set
                     self._waiting.clear()
-                    publication.intake.clear(f"more than {self._most} batches waited")
+                    publication.intake.clear(Cleared.LOST, f"more than {self._most} batches waited")
                     self._lost = False
                     break
                 publication.intake.apply(msgspec.msgpack.encode(self._waiting.popleft()))

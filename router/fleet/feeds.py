@@ -21,11 +21,12 @@ from router.index.ledger import CacheLedger
 from router.index.memory import MemoryIndex
 from router.index.shadow import ShadowCache
 from router.index.subscriber import EventSubscriber
-from router.index.types import Match
+from router.index.types import Clears, Match
 
 log = logging.getLogger(__name__)
 
 NOTHING = Match(0)
+_NEVER = Clears()
 ONE_BINDS = "events.bind takes connections in one process; set workers: 1"
 NO_EVENTS = "the engine names no KV event source and none is configured"
 
@@ -136,16 +137,9 @@ class Feeds:
         """Whether the replica's events say what it holds of such a prompt."""
         return _followed(replica, exact)
 
-    def history(self, entry: str) -> tuple[int, int, int]:
-        """(times all that an entry held was forgotten, of them for a restart, of them because events were lost)."""
-        clears = self.index.clears[entry]
-        source = self._sources.get(entry)
-        if source is None or self.shared is not None:
-            return clears, clears, 0
-        if source.subscriber is None:
-            return clears, 0, 0
-        status = source.subscriber.status
-        return clears, status.restarts, status.clears - status.restarts
+    def history(self, entry: str) -> Clears:
+        """How often all that an entry held was forgotten, and why."""
+        return self.index.clears.get(entry, _NEVER)
 
     def heard_at(self, entry: str) -> float:
         """time.monotonic() of the last batch of events applied for an entry; 0 if there was none."""

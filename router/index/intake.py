@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.index.ledger import CacheLedger
-from router.index.types import BlockSink
+from router.index.types import BlockSink, Cleared
 from router.index.wire import UnsupportedEvents, WireError, decode_batch
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ class FeedStatus:
     replays: int = 0
     replay_timeouts: int = 0
     clears: int = 0
-    restarts: int = 0
-    """Of the clears, those because the engine restarted."""
     batches: int = 0
     malformed: int = 0
     unknown: int = 0
@@ -85,7 +83,7 @@ class Intake:
             status.malformed += 1
             if not isinstance(error, WireError):
                 log.exception("replica %s: an event batch could not be applied", self.replica_id)
-            self.clear(f"a batch could not be decoded or applied: {type(error).__name__}: {error}")
+            self.clear(Cleared.LOST, f"a batch could not be decoded or applied: {type(error).__name__}: {error}")
             return
         status.batches += 1
         status.malformed += batch.malformed
@@ -96,25 +94,25 @@ class Intake:
         else:  # its age by the engine's clock, which the last live batch compared with ours
             delta.age_s = max(0.0, time.time() - batch.ts - status.lag_s)
         if batch.lost_removals:
-            self.clear("an event that may have been a removal could not be read")
+            self.clear(Cleared.LOST, "an event that may have been a removal could not be read")
             return
         if self.ledger.refused is not None:
             self._unsupported(self.ledger.refused)
         elif delta:
             self._sink.apply(self.replica_id, delta)
 
-    def clear(self, reason: str) -> None:
+    def clear(self, why: Cleared, reason: str) -> None:
         """Drop everything known of this rank."""
         self.status.clears += 1
         self.status.reason = reason
-        self._sink.apply(self.replica_id, self.ledger.clear())
+        self._sink.apply(self.replica_id, self.ledger.clear(why))
         if self.status.state == "unsupported":
             self.status.state = "connecting"
         log.info("replica %s: blocks cleared: %s", self.replica_id, reason)
         self._changed()
 
     def _unsupported(self, reason: str) -> None:
-        self._sink.apply(self.replica_id, self.ledger.clear())
+        self._sink.apply(self.replica_id, self.ledger.clear(Cleared.LOST))
         self.status.state, self.status.reason = "unsupported", reason
         log.warning("replica %s: its KV events cannot be indexed: %s", self.replica_id, reason)
         self._changed()

@@ -26,7 +26,7 @@ from router.blocks import TOKEN_BYTES, chain, mix
 from router.index.held import HeldKeys
 from router.index.namespace import event_root, opaque_parts
 from router.index.pages import Page, PageTree
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 from router.index.wire import AllBlocksCleared, Batch, BlockRemoved, BlockStored, EngineHash, token_count
 
 _INDEXED_KINDS = (None, "full_attention", "mla_attention")
@@ -69,7 +69,7 @@ class CacheLedger:
 
     def apply(self, batch: Batch) -> Delta:
         """Apply a batch's events in order; the net change."""
-        cleared = False
+        cleared = Cleared.NO
         for event in batch.events:
             if isinstance(event, BlockRemoved):
                 self._removed(event)
@@ -78,7 +78,7 @@ class CacheLedger:
             elif isinstance(event, AllBlocksCleared):
                 # Names no tier: blocks in lower tiers may survive it in the engine, which costs a miss here.
                 self._forget()
-                cleared = True
+                cleared = Cleared.EMPTIED
         delta = Delta(cleared=cleared)
         for tier, keys in self._keys.items():
             stored, dropped = keys.take()
@@ -88,16 +88,16 @@ class CacheLedger:
                 delta.dropped[tier] = dropped
         return delta
 
-    def clear(self) -> Delta:
+    def clear(self, why: Cleared) -> Delta:
         """Forget everything, as after a restart."""
         self._forget()
         self.refused = None
-        return Delta(cleared=True)
+        return Delta(cleared=why)
 
     def snapshot(self) -> Delta:
         """Everything held, as a delta that clears first."""
         held = {tier: list(keys.live) for tier, keys in self._keys.items() if keys.live}
-        return Delta(cleared=True, stored=held)
+        return Delta(cleared=Cleared.EMPTIED, stored=held)
 
     def _forget(self) -> None:
         self._tables.clear()

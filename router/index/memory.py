@@ -19,11 +19,10 @@ Example:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from router.index.overlay import PredictedOverlay
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Clears, Delta, Match, Tier
 
 BYTES_PER_BLOCK = 118
 """Measured at 1 M blocks; what `bytes_estimate` multiplies with."""
@@ -60,8 +59,8 @@ class MemoryIndex:
         """Told of the blocks that a delta drops and its age, by those who keep a memory of them; must not block."""
         self.on_cleared: Callable[[str], None] | None = None
         """Told of each replica that is cleared."""
-        self.clears: Counter[str] = Counter()
-        """Replica id -> times everything it held was forgotten."""
+        self.clears: dict[str, Clears] = {}
+        """By replica id; those never cleared are not in it."""
         shards = shards or 1 << max(0, min(12, (max_blocks // _KEYS_PER_SHARD).bit_length()))
         self._tables = [_Table(shards) for _ in Tier]
         self._slots: dict[str, int] = {}
@@ -115,10 +114,10 @@ class MemoryIndex:
         else:
             self._owners[slot] = None
 
-    def clear_replica(self, replica_id: str) -> None:
+    def clear_replica(self, replica_id: str, why: Cleared = Cleared.EMPTIED) -> None:
         """Forget a replica's blocks, predicted ones too: it moves to another slot, the old one is swept later."""
         if replica_id in self._slots:
-            self.clears[replica_id] += 1
+            self.clears[replica_id] = self.clears.get(replica_id, Clears()).plus(why)
             if self.on_cleared is not None:
                 self.on_cleared(replica_id)
             self.remove_replica(replica_id)
@@ -136,7 +135,7 @@ class MemoryIndex:
             self.deltas_dropped += 1
             return
         if delta.cleared:
-            self.clear_replica(replica_id)
+            self.clear_replica(replica_id, delta.cleared)
         slot = self._slots[replica_id]
         for tier, keys in delta.dropped.items():
             self._drop(self._tables[tier], slot, keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 
 
 class ShadowCache:
@@ -54,8 +54,8 @@ class ShadowCache:
         """Forget everything, as after a restart."""
         self._keys = OrderedDict()
         self.tokens = 0
-        return Delta(cleared=True)
+        return Delta(cleared=Cleared.EMPTIED)
 
     def snapshot(self) -> Delta:
         """Everything held, as a delta that clears first."""
-        return Delta(cleared=True, stored={Tier.DEVICE: list(self._keys)} if self._keys else {})
+        return Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: list(self._keys)} if self._keys else {})

@@ -24,7 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 from router.index.intake import FeedStatus, Intake, State
 from router.index.ledger import CacheLedger
 from router.index.sequence import Action, Apply, Clear, RequestReplay, Sequencer
-from router.index.types import BlockSink
+from router.index.types import BlockSink, Cleared
 from router.index.wire import WireError, parse_live, parse_replay, replay_request
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,7 @@ class EventSubscriber:
         elif isinstance(action, RequestReplay):
             self._request_replay(action.start)
         elif isinstance(action, Clear):
-            self._intake.status.restarts += action.restarted
-            self._intake.clear(action.reason)
+            self._intake.clear(Cleared.RESTARTED if action.restarted else Cleared.LOST, action.reason)
 
     def _request_replay(self, start: int) -> None:
         self._end_replay()

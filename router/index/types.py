@@ -16,6 +16,30 @@ class Tier(IntEnum):
     DISK = 2
 
 
+class Cleared(IntEnum):
+    """Why all that was known of a replica's cache was forgotten; NO (false): it was not."""
+
+    NO = 0
+    EMPTIED = 1
+    """The engine dropped it all, as it was told to; or what is said next is all that it holds."""
+    RESTARTED = 2
+    """The engine began anew."""
+    LOST = 3
+    """Events were lost or could not be read: it may still hold everything."""
+
+
+class Clears(NamedTuple):
+    """Times that all that was known of a replica was forgotten, and of them those for a restart and for lost events."""
+
+    times: int = 0
+    restarts: int = 0
+    losses: int = 0
+
+    def plus(self, why: Cleared) -> Clears:
+        """One more."""
+        return Clears(self.times + 1, self.restarts + (why is Cleared.RESTARTED), self.losses + (why is Cleared.LOST))
+
+
 class Match(NamedTuple):
     """How much of a prompt's chain one replica holds, in leading blocks.
 
@@ -36,13 +60,13 @@ class Delta:
     `age_s`: how long ago it happened, where that is known and not just now (events that had to be asked for again).
     """
 
-    cleared: bool = False
+    cleared: Cleared = Cleared.NO
     stored: dict[Tier, list[int]] = field(default_factory=dict)
     dropped: dict[Tier, list[int]] = field(default_factory=dict)
     age_s: float = field(default=0.0, compare=False)
 
     def __bool__(self) -> bool:
-        return self.cleared or bool(self.stored) or bool(self.dropped)
+        return bool(self.cleared) or bool(self.stored) or bool(self.dropped)
 
 
 class BlockIndex(Protocol):
@@ -60,7 +84,7 @@ class BlockIndex(Protocol):
         """Forget a replica: no lookup names it from this moment on; its memory is swept in chunks later."""
         ...
 
-    def clear_replica(self, replica_id: str) -> None:
+    def clear_replica(self, replica_id: str, why: Cleared = Cleared.EMPTIED) -> None:
         """Forget a replica's blocks, keep the replica: at once for lookups, swept later."""
         ...
 

@@ -27,7 +27,7 @@ from router.index.redis.leases import ReplicaMeta
 from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.writer import RedisWriter
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 
 REPLICAS = 8
 LAYOUT = Layout("bench")
@@ -41,7 +41,7 @@ def publish(url: str, blocks: int) -> None:
         common = [chance.getrandbits(64) for _ in range(blocks // 4)]
         for number in range(REPLICAS):
             own = [chance.getrandbits(64) for _ in range(blocks - len(common))]
-            full = Delta(cleared=True, stored={Tier.DEVICE: common + own})
+            full = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: common + own})
             name = f"r{number}"
             meta = ReplicaMeta("http://" + name)
             writer = RedisWriter(store, LAYOUT, name, meta, lambda full=full: full, lease_s=600)  # type: ignore[misc]

@@ -33,7 +33,7 @@ from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 from router.index.wire import decode_batch
 
 SIZE = 16
@@ -53,7 +53,7 @@ class Site:
         self._tasks.append(asyncio.ensure_future(work))
         return self._tasks[-1]
 
-    def writer(self, name: str, snapshot: Callable[[], Delta] = lambda: Delta(cleared=True)) -> RedisWriter:
+    def writer(self, name: str, snapshot: Callable[[], Delta] = lambda: Delta(cleared=Cleared.EMPTIED)) -> RedisWriter:
         writer = RedisWriter(self.store, self.layout, name, ReplicaMeta("http://" + name), snapshot)
         self.start(writer.run())
         return writer
@@ -137,7 +137,7 @@ async def ingest(site: Site, blocks: int = 256_000) -> None:
 
 async def lookups(site: Site, replicas: int = 64) -> None:
     chain = [chance.getrandbits(64) for _ in range(2048)]
-    full = Delta(cleared=True, stored={Tier.DEVICE: chain})
+    full = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: chain})
     registry, mirror = site.mirror()
     direct = RedisDirectIndex(site.store, site.layout, registry, timeout_s=1)
     writers = [site.writer(f"r{n}", lambda: full) for n in range(replicas)]
@@ -176,8 +176,8 @@ async def removal(site: Site) -> None:
         await site.store.execute("FLUSHALL")
         site.layout = Layout(f"bench {own} {others}")
         keys = [[chance.getrandbits(64) for _ in range(count)] for count in (own, others)]
-        dead = site.writer("dead", lambda k=keys[0]: Delta(True, {Tier.DEVICE: k}))  # type: ignore[misc]
-        other = site.writer("other", lambda k=keys[1]: Delta(True, {Tier.DEVICE: k}))  # type: ignore[misc]
+        dead = site.writer("dead", lambda k=keys[0]: Delta(Cleared.EMPTIED, {Tier.DEVICE: k}))  # type: ignore[misc]
+        other = site.writer("other", lambda k=keys[1]: Delta(Cleared.EMPTIED, {Tier.DEVICE: k}))  # type: ignore[misc]
         await asyncio.gather(dead.flush(), other.flush())
         await site.stop()  # no renewal comes back to life or sweeps meanwhile
         epoch = dead.status().epoch

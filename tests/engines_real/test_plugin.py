@@ -166,8 +166,12 @@ async def test_an_engine_that_publishes_by_itself(
     cached = await exact_for(40, chance)
     assert cached > 3_000
 
+    index, bootstraps = shared.mirror.index, shared.mirror.status().bootstraps
+    held = index.replica_blocks("plugged")
+    assert held > 50
     server.restart()  # empty
-    await until(lambda: shared.mirror.status().bootstraps > 1 and shared.mirror.status().blocks > 50, "published again")
+    await until(lambda: shared.mirror.status().bootstraps > bootstraps, "read anew")
+    await until(lambda: index.replica_blocks("plugged") == held, "all published again")
     await until(followed, "and known", 10)
     await exact_for(10, chance)
 

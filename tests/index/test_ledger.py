@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.blocks import chain, pack, root
 from router.index.ledger import CacheLedger
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 from router.index.wire import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 
 B = 16
@@ -278,7 +278,7 @@ def test_page_sizes_that_do_not_divide_are_refused_with_a_reason() -> None:
     assert ledger.refused is not None
     assert "24" in ledger.refused
     assert "set the router's block size" in ledger.refused
-    ledger.clear()
+    ledger.clear(Cleared.LOST)
     assert ledger.refused is None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.index.memory import MemoryIndex
 from router.index.overlay import PredictedOverlay
 from router.index.shadow import ShadowCache
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 
 def store(*keys: int, tier: Tier = Tier.DEVICE) -> Delta:
@@ -63,7 +63,7 @@ def test_clearing_over_and_over_stays_bounded_with_sweeps() -> None:
     index = MemoryIndex(100_000)
     index.add_replica("a")
     for round_ in range(200):
-        index.apply("a", Delta(cleared=True, stored={Tier.DEVICE: [round_]}))
+        index.apply("a", Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: [round_]}))
         swept(index)
     assert index.blocks == 1
     assert index.add_replica("b") < 3
@@ -112,7 +112,7 @@ def test_predictions_end_with_their_replica_and_never_pass_to_the_next_owner_of_
     index = MemoryIndex(1000, PredictedOverlay(2.0, 100, clock))
     slot = index.add_replica("a")
     index.predict("a", [1, 2])
-    index.apply("a", Delta(cleared=True))
+    index.apply("a", Delta(cleared=Cleared.EMPTIED))
     assert index.match([1, 2]) == {}
     index.predict("a", [1, 2])
     index.remove_replica("a")

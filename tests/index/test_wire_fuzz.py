@@ -26,7 +26,7 @@ from support.event_oracle import Oracle
 
 from router.index.intake import FeedStatus, Intake
 from router.index.ledger import CacheLedger
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 from router.index.wire import WireError, parse_live, parse_replay
 
 COUNT = int(os.environ.get("PREFIX_ROUTER_FUZZ", "6000"))
@@ -260,7 +260,7 @@ class Episode:
                 assert held[tier] == allowed[tier], f"blocks missing in {tier!r}: {allowed[tier] - held[tier]}"
         assert self.ledger.live_blocks == sum(map(len, held.values()))
         if verdict == "unsupported":
-            self.intake.clear("the engine restarted")
+            self.intake.clear(Cleared.RESTARTED, "the engine restarted")
         return verdict
 
     @property

@@ -23,7 +23,7 @@ from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 Until = Callable[..., Awaitable[None]]
 COMMANDS = "+eval +evalsha +ping +@hash +@set +@sortedset +@string +@stream +del +exists +pexpire +time +info"
@@ -32,7 +32,7 @@ COMMANDS = "+eval +evalsha +ping +@hash +@set +@sortedset +@string +@stream +del
 
 async def works(store: Store, layout: Layout, running: Any) -> None:
     """An agent publishes through `store`, and a router finds it both ways."""
-    full = Delta(cleared=True, stored={Tier.DEVICE: [1, 2, 3]})
+    full = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: [1, 2, 3]})
     writer = RedisWriter(store, layout, "a", ReplicaMeta("http://a"), lambda: full)
     registry = Registry(store, layout, poll_s=0.05)
     mirror = RedisMirror(store, layout, registry, MemoryIndex(1000))
@@ -172,7 +172,7 @@ async def test_sentinels_name_the_primary_and_its_successor(
         await until(up)
         # The first sentinel named is down: the next one is asked.
         store = connect(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel_port}/blocks", timeout_s=0.5)
-        full = Delta(cleared=True, stored={Tier.DEVICE: [1, 2, 3]})
+        full = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: [1, 2, 3]})
         writer = RedisWriter(store, layout, "a", ReplicaMeta("http://a"), lambda: full, renew_s=0.05)
         registry = Registry(store, layout, poll_s=0.05)
         mirror = RedisMirror(store, layout, registry, MemoryIndex(1000))

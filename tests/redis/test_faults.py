@@ -18,14 +18,14 @@ from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter, WriterState
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 Until = Callable[..., Awaitable[None]]
 
 
 def writer_of(store: Store, layout: Layout, keys: list[int], **options: Any) -> RedisWriter:
     def snapshot() -> Delta:
-        return Delta(cleared=True, stored={Tier.DEVICE: keys})
+        return Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: keys})
 
     return RedisWriter(store, layout, "a", ReplicaMeta("http://a"), snapshot, renew_s=0.05, **options)
 
@@ -137,7 +137,7 @@ async def test_after_a_restart_in_a_full_redis_no_old_block_is_left(
     await store.execute("CONFIG", "SET", "maxmemory", "1")
     keys[:] = [9]
     if restarted == "engine":
-        writer.apply("a", Delta(cleared=True, stored={Tier.DEVICE: [9]}))
+        writer.apply("a", Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: [9]}))
     else:
         writer = writer_of(store, layout, keys)
         running(writer.run())

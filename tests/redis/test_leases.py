@@ -17,7 +17,7 @@ from router.index.redis.mirror import RedisMirror
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter, WriterState
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 Until = Callable[..., Awaitable[None]]
 LEASE_S = 0.5
@@ -44,7 +44,7 @@ class Agent:
         self.writer = RedisWriter(self.store, layout, name, meta, self.snapshot, lease_s=LEASE_S, renew_s=0.05)
 
     def snapshot(self) -> Delta:
-        return Delta(cleared=True, stored={Tier.DEVICE: list(self.keys)})
+        return Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: list(self.keys)})
 
     def store_blocks(self, *keys: int) -> None:
         self.keys += keys

@@ -15,7 +15,7 @@ from router.index.redis.layout import Layout
 from router.index.redis.leases import ReplicaLoad, ReplicaMeta, decode_load, decode_meta, encode
 from router.index.redis.pending import Pending
 from router.index.redis.records import DELTA, RecordError, delta_records, head_of, read_delta
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 HASHES = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 12))
 SIDES = st.dictionaries(st.sampled_from(list(Tier)), st.lists(HASHES, unique=True, max_size=20), max_size=3)
@@ -49,7 +49,7 @@ def test_records_say_the_same_as_the_delta(delta: Delta, slot: int, limit: int) 
     assert all(sum(map(len, [*part.stored.values(), *part.dropped.values()])) <= limit for part in parts)
     assert not any(part.stored and part.dropped for part in parts)
     before = {tier: set(range(12)) for tier in Tier}
-    delta.cleared = False
+    delta.cleared = Cleared.NO
     assert run(parts, before) == run([delta], before)
 
 

@@ -15,7 +15,7 @@ from router.index.redis.records import delta_records
 from router.index.redis.registry import Registry
 from router.index.redis.store import Store
 from router.index.redis.writer import RedisWriter
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 Until = Callable[..., Awaitable[None]]
 BLOCKS = 50_000
@@ -25,7 +25,7 @@ async def test_a_slot_is_given_out_again_only_swept_and_rested(store: Store, lay
     async def claim(name: str, rest_ms: int = 0) -> tuple[int, int]:
         meta, load = encode(ReplicaMeta("http://" + name)), encode(ReplicaLoad())
         answer = await store.run(
-            scripts.CLAIM, layout, layout.pool, "g", name, "", "writer", meta, 60_000, load, 100, rest_ms
+            scripts.CLAIM, layout, layout.pool, "g", name, "", "writer", meta, 60_000, load, 100, rest_ms, 1
         )
         return int(answer[1]), int(answer[2])
 
@@ -48,7 +48,7 @@ async def test_a_slot_is_given_out_again_only_swept_and_rested(store: Store, lay
 async def test_a_bootstrap_gives_the_loop_a_turn_after_each_chunk(
     store: Store, layout: Layout, running: Any, until: Until
 ) -> None:
-    full = Delta(cleared=True, stored={Tier.DEVICE: list(range(1, BLOCKS + 1))})
+    full = Delta(cleared=Cleared.EMPTIED, stored={Tier.DEVICE: list(range(1, BLOCKS + 1))})
     writer = RedisWriter(store, layout, "a", ReplicaMeta("http://a"), lambda: full, lease_s=60, stream_cap=1)
     publishing = running(writer.run())
     await writer.flush()

@@ -51,13 +51,19 @@ class Shared:
         return publication
 
     async def router(
-        self, lookup: str = "mirror", *, replicas: list[dict[str, Any]] | None = None, **redis: Any
+        self,
+        lookup: str = "mirror",
+        *,
+        replicas: list[dict[str, Any]] | None = None,
+        settings: dict[str, Any] | None = None,
+        **redis: Any,
     ) -> App:
         """A router; `redis` are settings of that section."""
-        settings: dict[str, Any] = {
+        settings = {
             "listen.port": 0, "admin.port": 0, "health.interval_s": 0.1, "shutdown.grace_s": 1,
             "index.backend": "redis", "index.lookup": lookup, "redis.url": self.url,
             "redis.lookup_timeout_s": 1.0, **{f"redis.{name}": value for name, value in redis.items()},
+            **(settings or {}),
         }  # fmt: skip
         if replicas is not None:
             settings["replicas"] = replicas

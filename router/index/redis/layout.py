@@ -44,7 +44,7 @@ import xxhash
 
 from router.index.types import Tier
 
-VERSION = 1
+VERSION = 2
 MAX_SLOTS = 4096
 CHUNK = 512
 """Keys in one script call: about 1 ms of the server. At most 1024 (Lua's stack)."""

@@ -28,13 +28,13 @@ from router.index.redis.records import (
     GONE,
     RecordError,
     head_of,
+    read_assign,
     read_delta,
-    read_replica,
     unpack_hashes,
 )
 from router.index.redis.registry import Incarnation, Origin, Registry, Roster
 from router.index.redis.store import Store
-from router.index.types import Delta, Match, Tier
+from router.index.types import Cleared, Delta, Match, Tier
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ class RedisMirror:
         """Forget a replica that no agent publishes."""
         self.index.remove_replica(replica_id)
 
-    def clear_replica(self, replica_id: str) -> None:
+    def clear_replica(self, replica_id: str, why: Cleared = Cleared.EMPTIED) -> None:
         """Forget the blocks of a replica that no agent publishes."""
-        self.index.clear_replica(replica_id)
+        self.index.clear_replica(replica_id, why)
 
     def apply(self, replica_id: str, delta: Delta) -> None:
         """Apply a delta of a replica that no agent publishes."""
@@ -252,7 +252,7 @@ class RedisMirror:
             if kind == DELTA and replica_id is not None:
                 self.index.apply(replica_id, read_delta(record))
             elif kind == ASSIGN:
-                self._assign(slot, read_replica(record))
+                self._assign(slot, *read_assign(record))
             elif kind == GONE and replica_id is not None:
                 del self._slots[slot]
                 self.index.remove_replica(replica_id)
@@ -260,11 +260,11 @@ class RedisMirror:
             self.malformed += 1
             log.debug("%s: %s", self.health.name, error)
 
-    def _assign(self, slot: int, replica_id: str) -> None:
+    def _assign(self, slot: int, replica_id: str, why: Cleared) -> None:
         self._slots = {old: owner for old, owner in self._slots.items() if owner != replica_id}
         self._slots[slot] = replica_id
         self.index.add_replica(replica_id)
-        self.index.clear_replica(replica_id)
+        self.index.clear_replica(replica_id, why)
 
     def _roster_changed(self, roster: Roster) -> None:
         self._absent = frozenset(each.replica_id for each in roster.incarnations) - roster.live

@@ -4,8 +4,10 @@ All little-endian. A record starts with its kind (u8) and the slot it is about (
 
 | kind       | then                                                                                         |
 |------------|----------------------------------------------------------------------------------------------|
-| 1 DELTA    | sections: code u8 (tier << 1, plus 1 for stored), count u16, count hashes of 8 bytes          |
-| 2 ASSIGN   | replica id, UTF-8: the slot is now this replica's and empty; the slot it had before is dead   |
+| 1 DELTA    | age u32 (ms when written, of the oldest change), then sections: code u8 (tier << 1, plus 1   |
+|            | for stored), count u16, count hashes of 8 bytes                                              |
+| 2 ASSIGN   | why u8 (types.Cleared), replica id in UTF-8: the slot is now this replica's and empty; the   |
+|            | slot it had before is dead                                                                   |
 | 3 GONE     | nothing: the replica of this slot is gone                                                     |
 """
 
@@ -17,11 +19,12 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 
-from router.index.types import Delta, Tier
+from router.index.types import Cleared, Delta, Tier
 
 DELTA, ASSIGN, GONE = 1, 2, 3
 
 _HEAD = struct.Struct("<BH")
+_DELTA = struct.Struct("<BHI")
 _SECTION = struct.Struct("<BH")
 _TIERS = tuple(Tier)
 
@@ -41,7 +44,7 @@ def unpack_hashes(packed: bytes) -> list[int]:
 
 def delta_records(delta: Delta, slot: int, limit: int) -> Iterator[bytes]:
     """`delta` as DELTA records of at most `limit` hashes each: drops first (they free memory), never both in one."""
-    head = _HEAD.pack(DELTA, slot)
+    head = _DELTA.pack(DELTA, slot, min(0xFFFFFFFF, int(1000 * delta.age_s)))
     for stored, side in ((0, delta.dropped), (1, delta.stored)):
         parts: list[bytes] = [head]
         room = limit
@@ -66,9 +69,11 @@ def head_of(record: bytes) -> tuple[int, int]:
 
 
 def read_delta(record: bytes) -> Delta:
-    """The body of a DELTA record. Raises RecordError."""
-    delta = Delta()
-    at, end = _HEAD.size, len(record)
+    """A DELTA record. Raises RecordError."""
+    at, end = _DELTA.size, len(record)
+    if end < at:
+        raise RecordError("a delta is cut off")
+    delta = Delta(age_s=_DELTA.unpack_from(record)[2] / 1000)
     while at < end:
         try:
             code, count = _SECTION.unpack_from(record, at)
@@ -83,6 +88,10 @@ def read_delta(record: bytes) -> Delta:
     return delta
 
 
-def read_replica(record: bytes) -> str:
-    """The replica id of an ASSIGN record."""
-    return record[_HEAD.size :].decode("utf-8", "replace")
+def read_assign(record: bytes) -> tuple[str, Cleared]:
+    """The replica id of an ASSIGN record, and why what was known of it is no longer true. Raises RecordError."""
+    if len(record) <= _HEAD.size:
+        raise RecordError("an assignment is cut off")
+    why = record[_HEAD.size]
+    known = Cleared(why) if Cleared.EMPTIED <= why <= Cleared.LOST else Cleared.EMPTIED
+    return record[_HEAD.size + 1 :].decode("utf-8", "replace"), known

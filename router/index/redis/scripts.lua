@@ -9,7 +9,7 @@
 --- prelude
 local HEAD = KEYS[1]
 local P = string.sub(HEAD, 1, -2)
-local VERSION = '1'
+local VERSION = '2'
 local MAX_SLOTS = 4096
 local call, sub, byte, char = redis.call, string.sub, string.byte, string.char
 local unpack = unpack or table.unpack
@@ -100,7 +100,7 @@ end
 --- claim
 -- ARGV: pool name, generation for a new pool, replica id, epoch ('' = a new incarnation, newer than any before),
 -- writer (so that a first claim that is repeated, or runs late, supersedes only others), meta, lease ms, load,
--- stream cap, quarantine ms
+-- stream cap, quarantine ms, why what was known of it is forgotten (types.Cleared)
 -- -> OK epoch slot | FENCED epoch | VERSION found | NOSLOT
 local version = call('HGET', HEAD, 'v')
 if version and version ~= VERSION then return {'VERSION', version} end
@@ -137,7 +137,7 @@ else
 end
 if old then retire(old) end
 slot = tonumber(slot)
-publish(char(2, slot % 256, math.floor(slot / 256)) .. id, ARGV[9])
+publish(char(2, slot % 256, math.floor(slot / 256), tonumber(ARGV[11])) .. id, ARGV[9])
 return {'OK', mine, slot}
 
 --- apply
@@ -153,7 +153,7 @@ local last = tonumber(call('HGET', P .. 'q', slot) or '0')
 local seq = tonumber(ARGV[3])
 if seq <= last then return {'DUP'} end
 if seq ~= last + 1 then return {'GAP', text(last)} end
-local at, size = 4, #record
+local at, size = 8, #record
 if byte(record, at) and byte(record, at) % 2 == 1 then call('HSET', P .. 'q', slot, seq) end
 while at <= size do
   local code, n = byte(record, at), byte(record, at + 1) + 256 * byte(record, at + 2)

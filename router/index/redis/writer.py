@@ -24,7 +24,7 @@ from router.index.redis.leases import ReplicaLoad, ReplicaMeta, encode
 from router.index.redis.pending import Pending
 from router.index.redis.records import delta_records, read_delta
 from router.index.redis.store import Store
-from router.index.types import Delta
+from router.index.types import Cleared, Delta
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class RedisWriter:
         self._slot: int | None = None
         self._sequence = 0
         self._refill = True
+        self._why = Cleared.RESTARTED  # where another agent was before, its engine is most likely gone with it
         self._superseded = False
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -118,6 +119,8 @@ class RedisWriter:
         """Note a delta (BlockSink). ValueError for another replica's."""
         if replica_id != self.replica_id:
             raise ValueError(f"this writer publishes {self.replica_id!r}, not {replica_id!r}")
+        if delta.cleared:
+            self._why = delta.cleared
         if self._superseded or self._refill:  # a snapshot will say all of it
             return
         self._pending.add(delta)
@@ -247,6 +250,7 @@ class RedisWriter:
             encode(self._load),
             self._stream_cap,
             self._quarantine_ms,
+            int(self._why or Cleared.EMPTIED),
         )
         if answer[0] == b"NOSLOT":
             await self._sweep()
@@ -258,7 +262,7 @@ class RedisWriter:
             self._pending = Pending()
             self._pending.add(self._snapshot())
             self._snapshots += 1
-        self._pending.cleared = False
+        self._pending.cleared = self._why = Cleared.NO
         self._claimed.set()
 
     async def _send(self, record: bytes) -> None:
