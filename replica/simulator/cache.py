@@ -60,8 +60,9 @@ class Cache(Protocol):
 class BlockPool:
     """`blocks` usable physical blocks of `block_size` tokens. `record` off: no events, no truth (block-id traces).
 
-    The free list's blocks without a hash are a stack, the others a queue. A hit leaves the block where it stands in the
-    queue; what counts is its last place there, once nobody holds it. So neither a hit nor a release searches memory.
+    The free list's blocks without a hash are a stack, the others a queue of releases. A hit leaves the block where it
+    stands in the queue; what counts is its last place there, once nobody holds it: neither a hit nor a release moves
+    anything.
     """
 
     def __init__(self, blocks: int, block_size: int, *, seed: bytes | None = None, record: bool = True) -> None:
@@ -77,10 +78,14 @@ class BlockPool:
         """Blocks nobody holds."""
         self._blank = list(range(blocks - 1, -1, -1))
         """Of these, the ones without a hash, the next to be handed out last."""
-        self._idle: deque[int] = deque()
-        """The others by when they were given back; some places are old ones, and count no longer."""
-        self._places = [0] * blocks
-        """How often a block stands in `_idle`."""
+        self._idle: deque[tuple[int, list[int]]] = deque()
+        """The others: (number of the release, its blocks, the next to be handed out last)."""
+        self._idle_places = 0
+        """Blocks in all of `_idle`, those that do not count any more included."""
+        self._released = 0
+        """The latest release's number."""
+        self._last = [0] * blocks
+        """The release that gave a block back last."""
         self._cached: dict[Key, int] = {}
         """The copy that a hit gets: the oldest."""
         self._copies: dict[Key, list[int]] = {}
@@ -90,21 +95,24 @@ class BlockPool:
 
     def admit(self, seq: Sequence) -> bool:
         size = self.block_size
-        total = -(-seq.length // size)
-        keys = self._hasher.extend(seq, seq.length // size)
+        length = seq.length
+        total = -(-length // size)
+        keys = self._hasher.extend(seq, length // size)
         cached, refs = self._cached, self._refs
         hits: list[int] = []
         with suppress(KeyError):  # extend keeps what came before the first miss
-            hits.extend(map(cached.__getitem__, keys[: (seq.length - 1) // size]))
+            hits.extend(map(cached.__getitem__, keys[: (length - 1) // size]))
         idle = 0
         for block in hits:
-            if not refs[block]:
+            held = refs[block]
+            refs[block] = held + 1
+            if not held:
                 idle += 1
         if total - len(hits) > self._free - idle:
+            for block in hits:
+                refs[block] -= 1
             return False
         self._free -= idle
-        for block in hits:
-            refs[block] += 1
         seq.blocks = hits
         seq.registered = len(hits)
         seq.computed = len(hits) * size
@@ -125,29 +133,34 @@ class BlockPool:
         """Nothing to do: the pool caches blocks when they are scheduled."""
 
     def release(self, seq: Sequence, *, finished: bool) -> None:
-        refs, keys, idle, places = self._refs, self._keys, self._idle, self._places
-        for block in reversed(seq.blocks):
+        refs, last = self._refs, self._last
+        blocks, registered = seq.blocks, seq.registered
+        seq.blocks, seq.registered = [], 0
+        for block in reversed(blocks[registered:]):
+            refs[block] = 0
+            self._blank.append(block)
+        self._released = number = self._released + 1
+        freed: list[int] = []
+        for block in blocks[:registered]:
             left = refs[block] - 1
             refs[block] = left
             if not left:
-                self._free += 1
-                if keys[block] is None:
-                    self._blank.append(block)
-                else:
-                    idle.append(block)
-                    places[block] += 1
-        seq.blocks = []
-        seq.registered = 0
-        if len(idle) > 4 * self.blocks:
-            self._compact()
+                last[block] = number
+                freed.append(block)
+        self._free += len(freed) + len(blocks) - registered
+        if freed:
+            self._idle.append((number, freed))
+            self._idle_places += len(freed)
+            if self._idle_places > 4 * self.blocks:
+                self._compact()
 
     def reset(self) -> bool:
         if self._free < self.blocks:
             return False
         self._compact()
-        self._blank = [*reversed(self._idle), *self._blank]
+        self._blank = [*(block for _, freed in reversed(self._idle) for block in freed), *self._blank]
         self._idle.clear()
-        self._places = [0] * self.blocks
+        self._idle_places = 0
         self._cached.clear()
         self._copies.clear()
         self._prefixes.clear()
@@ -175,31 +188,35 @@ class BlockPool:
 
     def _take(self) -> int:
         """A free block for someone else; there must be one."""
-        refs, idle, places = self._refs, self._idle, self._places
         if self._blank:
             block = self._blank.pop()
         else:
-            while True:
-                block = idle.popleft()
-                places[block] -= 1
-                if not places[block] and not refs[block]:
-                    break
+            block = self._oldest()
             self._evict(block)
-        refs[block] = 1
+        self._refs[block] = 1
         self._free -= 1
         return block
 
+    def _oldest(self) -> int:
+        refs, last, idle = self._refs, self._last, self._idle
+        while True:
+            number, freed = idle[0]
+            while freed:
+                block = freed.pop()
+                self._idle_places -= 1
+                if last[block] == number and not refs[block]:
+                    return block
+            idle.popleft()
+
     def _compact(self) -> None:
-        """Leave out places that no longer count."""
-        refs, places = self._refs, self._places
-        kept: deque[int] = deque()
-        for block in self._idle:
-            places[block] -= 1
-            if not places[block] and not refs[block]:
-                kept.append(block)
-        for block in kept:
-            places[block] = 1
-        self._idle = kept
+        """Leave out what does not count any more."""
+        refs, last = self._refs, self._last
+        kept = (
+            (number, [block for block in freed if last[block] == number and not refs[block]])
+            for number, freed in self._idle
+        )
+        self._idle = deque(entry for entry in kept if entry[1])
+        self._idle_places = sum(len(freed) for _, freed in self._idle)
 
     def _add(self, block: int, key: Key) -> bool:
         """The block has this content from now on; True: no other has."""

@@ -34,7 +34,7 @@ class Sequence:
     salt: str | None = None
     on_token: Callable[[Sequence], None] | None = None
     index: int = 0
-    id: int = field(default_factory=lambda: next(_ids))
+    id: int = field(default_factory=_ids.__next__)
 
     computed: int = 0
     """Tokens whose KV exists: cached ones and those of finished steps."""
