@@ -95,12 +95,12 @@ class VirtualRouter:
         most = 0
         if matches:
             candidates = candidates.copy()
-            for name in matches:
+            for name, match in matches.items():
                 place = self.places[name]
-                replica = self.replicas[place]
-                held = feeds.held(replica, matches, True).blocks * block
-                most = max(most, held)
-                candidates[place] = Candidate(replica, held)
+                held = match.blocks * block
+                if held > most:
+                    most = held
+                candidates[place] = Candidate(self.replicas[place], held)
         past = self.placement.look(Facts(chain, None, block, tokens, name=session), most)
         if self.observer is not None:
             past.ask = ChainAsk(tokens, past.ask.hittable_tokens, session, chain=chain, block=block)

@@ -265,7 +265,7 @@ def _offers(
     decision: Decision, known: Mapping[str, _Known], matches: Mapping[str, Match], matched: Mapping[str, int]
 ) -> list[Offer]:
     """The candidates in the order of the decision, as they were then."""
-    offers, terms = [], decision.terms or ()
+    offers, terms = [], decision.terms
     for place, candidate in enumerate(decision.order):
         name, info = candidate.replica.id, candidate.replica.info
         assert info is not None

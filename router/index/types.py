@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 
 class Tier(IntEnum):
     """Where a replica keeps a block. Lower is nearer to the GPU."""
@@ -40,7 +42,7 @@ class Clears(NamedTuple):
         return Clears(self.times + 1, self.restarts + (why is Cleared.RESTARTED), self.losses + (why is Cleared.LOST))
 
 
-class Match(NamedTuple):
+class Match(msgspec.Struct, frozen=True, gc=False):
     """How much of a prompt's chain one replica holds, in leading blocks.
 
     `blocks` counts every leading block held in any tier or predicted; `lower` of them are held only below the device

@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 from router.fleet.load import RECENT_S, epoch
 from router.fleet.speed import ATTENTION_TOKENS
-from router.routing.types import Ask, Candidate
+from router.routing.types import Ask, Candidate, Price
 
 ANSWER_WEIGHT = 0.25
 """A second of the whole answer against a second before its first token."""
@@ -52,10 +52,6 @@ SPREAD = 3.0
 """Of the sessions that begin with a prefix, one in so many is expected to use one more copy of it."""
 FREE_SHARE = 0.1
 MAX_BUSY = 0.9
-
-
-Price = tuple[float, int, int, float, float, float, float, float, float]
-"""Total, turn, place in the candidates' list: what they are ordered by; then the other fields of Terms."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,12 +84,20 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
     token_s, base_s, growth, kept_too = 1.0 / ask.rate, ask.base_s, ask.step_tokens, kept + ask.shared_tokens
     answer_s = ANSWER_WEIGHT * ask.answer_s
     start, fade = epoch(ask.now)
+    attention = 2 * ATTENTION_TOKENS
+    new = (prompt - common + common / users) * (1.0 + prompt / attention)
+    """Work where nothing is cached: on most replicas."""
+    known = per_token = base = alone = alone_all = 0.0
     found: list[Price] = []
     for place, candidate in enumerate(candidates):
         replica = candidate.replica
         load, slowness = replica.load, replica.speed.slowness
-        per_token = slowness * token_s
-        base = base_s * slowness
+        if slowness != known:  # most replicas are as fast as the one before
+            known = slowness
+            per_token = slowness * token_s
+            base = base_s * slowness
+            alone = base + growth * per_token
+            alone_all = steps * alone
         if load.start != start:
             load.at(start)
         sequences = load.running + load.other_running
@@ -102,35 +106,38 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
             busy = MAX_BUSY
         slack = 1.0 - busy
 
-        cached = candidate.held_tokens if candidate.held_tokens < hittable else hittable
-        shared = common - cached if common > cached else 0
-        work = prompt - cached - shared + shared / users
-        work *= 1.0 + (prompt + cached) / (2 * ATTENTION_TOKENS)  # see fleet.speed.effort
-        if candidate.lower_tokens:
-            work += LOWER_COST * min(candidate.lower_tokens, cached)
+        cached = candidate.held_tokens
+        if not cached:
+            work = new
+        else:
+            if cached > hittable:
+                cached = hittable
+            shared = common - cached if common > cached else 0
+            work = prompt - cached - shared + shared / users
+            work *= 1.0 + (prompt + cached) / attention  # see fleet.speed.effort
+            if candidate.lower_tokens:
+                work += LOWER_COST * min(candidate.lower_tokens, cached)
 
         later = 0.0
         if steps:
-            alone = base + growth * per_token
             usual = sequences - load.absent * fade
-            later = steps * alone + horizon * ((alone + decode * usual * per_token) / slack - alone)
-        at_home = replica.id == home
+            later = alone_all + horizon * ((alone + decode * usual * per_token) / slack - alone)
         info = replica.info
         capacity = info.kv_tokens if info is not None else None
-        if capacity:
-            full = load.warm_tokens + kept_too
-            if at_home:
+        preferred = 0.0
+        full = load.warm_tokens + kept_too
+        if home:
+            if replica.id == home:
                 full -= ask.own_warm
-            if home:
-                if full > capacity:
-                    later += evictions * min(kept, full - capacity) * per_token
-            elif full > FREE_SHARE * capacity:
-                share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
-                later += evictions * kept * min(1.0, share) * per_token
+                preferred = affinity * per_token
+            if capacity and full > capacity:
+                later += evictions * min(kept, full - capacity) * per_token
+        elif capacity and full > FREE_SHARE * capacity:
+            share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
+            later += evictions * kept * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
         crowd = decode * sequences * per_token + answer_s * busy / slack
         prefill = (recompute + ANSWER_WEIGHT * sequences) * work * per_token
-        preferred = affinity * per_token if at_home else 0.0
         total = base + queue + crowd + prefill + later - preferred
         found.append((total, load.turn, place, base, queue, crowd, prefill, later, preferred))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import xxhash
 
 from router.routing.cost import Weights, prices
-from router.routing.types import Ask, Candidate, Decision, Policy, Terms
+from router.routing.types import Ask, Candidate, Decision, Policy
 
 TOLD = 16
 """Candidates whose costs a decision tells."""
@@ -44,7 +44,7 @@ class Prefix:
             reason = "spilled"
         else:
             reason = "prefix" if min(held) < best else "shared"
-        return Decision(order, reason, [Terms(price[0], *price[3:]) for price in priced[:TOLD]])
+        return Decision(order, reason, priced[:TOLD])
 
 
 class RoundRobin:

@@ -66,18 +66,27 @@ class Terms(NamedTuple):
     affinity: float
 
 
+Price = tuple[float, int, int, float, float, float, float, float, float]
+"""Total, turn, place in the candidates' list: what candidates are ordered by; then the other fields of Terms."""
+
+
 class Decision(msgspec.Struct, frozen=True):
     """The candidates, best first, and why the first is first.
 
     Reasons: `prefix` (holds more of the prompt than others), `cold` (nobody holds any of it), `shared` (all that
     are equally good hold as much), `spilled` (another holds more, but this one is predicted to answer sooner),
     `session`, `round_robin`, `random`, `least_load`, `only` (no choice), `sticky` (state that is in one replica).
-    `terms`: the first candidates' costs, in the same order, where the policy has any.
+    `prices`: the first candidates' costs, in the same order, where the policy has any.
     """
 
     order: Sequence[Candidate]
     reason: str
-    terms: Sequence[Terms] | None = None
+    prices: Sequence[Price] = ()
+
+    @property
+    def terms(self) -> list[Terms]:
+        """The prices by name, for those who read them: few decisions are looked at."""
+        return [Terms(price[0], *price[3:]) for price in self.prices]
 
 
 class Policy(Protocol):
