@@ -35,6 +35,7 @@ TOKEN_BYTES = 4
 _xxh3 = xxhash.xxh3_64_intdigest
 
 
+@lru_cache(maxsize=1024)
 def root(model: str, *, block_size: int, salt: str = "", tenant: str = "") -> int:
     """The chain's start: what must be equal before two prompts may share blocks.
 

@@ -88,7 +88,7 @@ class VirtualRouter:
         self._empty = [Candidate(replica) for replica in self.replicas]
 
     def route(self, chain: Sequence[int], tokens: int, session: str | None, now: float) -> Routed:
-        """Decide and credit the dispatch, as Route.__call__ and _Routed.on_send do."""
+        """Decide and credit the dispatch, as Route.__call__ and Routed.on_send do."""
         block, feeds = self._block, self.feeds
         matches = self.index.match(chain)
         candidates = self._empty

@@ -13,7 +13,8 @@ from router.api import errors
 from router.api.errors import ANTHROPIC_ERRORS, ApiError, unknown_model
 from router.api.isolation import salt
 from router.api.keys import OPEN, Gate, Grant
-from router.api.route import Route, request_id
+from router.api.route import Route
+from router.api.routed import request_id
 from router.fleet.fleet import Fleet
 from router.http.errors import Headers
 from router.http.message import Request

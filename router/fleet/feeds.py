@@ -127,7 +127,7 @@ class Feeds:
         """Of a lookup's matches, the one that speaks for `replica` and a prompt with or without exact token ids."""
         if self.shared is not None and (source := self._sources.get(replica.id)) is not None:
             replica.feed, replica.feed_reason = self.shared.feed(replica, source.block_size)
-        return matches.get(_entry(replica, exact), NOTHING)
+        return matches.get(_entry(replica, exact), NOTHING) if matches else NOTHING
 
     def entry(self, replica: Replica, exact: bool) -> str:
         """The index's entry that speaks for `replica`: its own, fed by its events, or its shadow's."""
@@ -206,7 +206,8 @@ def _followed(replica: Replica, exact: bool) -> bool:
 
 def _entry(replica: Replica, exact: bool) -> str:
     """The entry of the index that speaks for a replica: its own, or its shadow's."""
-    return replica.id if _followed(replica, exact) else _shadow_id(replica.id)
+    own = exact and replica.feed is Feed.EVENTS and not replica.distrust
+    return replica.id if own else f"{replica.id}\0shadow"
 
 
 def _shadow_id(replica_id: str) -> str:

@@ -25,8 +25,9 @@ The order `cached <= matched <= best <= known` need not hold; a part that is emp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 
 class Cause(StrEnum):
@@ -41,9 +42,10 @@ class Cause(StrEnum):
     MISMATCH = "token_mismatch"
     UNKNOWN = "unknown"
 
+    __hash__ = str.__hash__  # the enumeration's own is a call of Python
 
-@dataclass(slots=True)
-class Facts:
+
+class Facts(msgspec.Struct):
     """What is known of one answered request. Counts are prompt tokens.
 
     `prompt`: all; `hittable`: the most an engine can reuse. `cached`: what the engine says it reused, None if it says
@@ -80,8 +82,7 @@ class Facts:
     followed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(msgspec.Struct, frozen=True):
     """`reused` tokens, and the computed ones by cause; `cause`: the one with most tokens, `new` only if alone.
 
     `assumed`: the engine did not say what it reused; the prediction is taken for it.
@@ -89,7 +90,7 @@ class Attribution:
 
     cause: Cause
     reused: int
-    tokens: Mapping[Cause, int] = field(default_factory=dict)
+    tokens: Mapping[Cause, int] = {}
     assumed: bool = False
 
 
@@ -98,30 +99,43 @@ def attribute(facts: Facts) -> Attribution:
     assumed = facts.cached is None
     reused = min(facts.matched if facts.cached is None else facts.cached, facts.prompt)
     tokens: dict[Cause, int] = {}
-    end = max(reused, facts.hittable)
-    _put(tokens, Cause.NEW, facts.prompt - end)  # no engine reuses a prompt's last tokens
+    at, end = reused, max(reused, facts.hittable)
+    if facts.prompt > end:
+        tokens[Cause.NEW] = facts.prompt - end  # no engine reuses a prompt's last tokens
+    for until, cause in _parts(facts) if at < end else ():
+        until = min(until, end)
+        if until > at:
+            tokens[cause] = tokens.get(cause, 0) + until - at
+            at = until
+    # Less than a block is no miss: engines round down to whole blocks of their own, and the router's may be larger.
+    main, most = Cause.NEW, facts.block - 1
+    for cause, count in tokens.items():
+        if count > most and cause is not Cause.NEW:
+            main, most = cause, count
+    return Attribution(main, reused, tokens, assumed)
+
+
+def _parts(facts: Facts) -> list[tuple[int, Cause]]:
+    """The parts of the prompt in order: up to which token, and the cause of what was computed there."""
+    lost = facts.lost
     mismatch = facts.distrusted or (
         facts.exact and facts.engine_prompt is not None and facts.engine_prompt != facts.prompt
     )
-    at = reused
-    for until, cause in (
-        (facts.matched, Cause.MISMATCH if mismatch else _unkept(facts)),
-        (facts.best, Cause.MISMATCH if mismatch else Cause.GONE if facts.tried else Cause.SPILLED),
-        (facts.not_held, Cause.STALE),
-        *((until, Cause.MISMATCH if mismatch else cause) for until, cause in facts.lost),
-        (facts.known, Cause.MISMATCH if mismatch else facts.lost[-1][1] if facts.lost else Cause.UNKNOWN),
-        (facts.mutated_from, Cause.NEW),
-        (facts.mutated_to, Cause.MUTATED),
-        (end, Cause.NEW),
-    ):
-        until = min(until, end)
-        if until > at:
-            _put(tokens, cause, until - at)
-            at = until
-    # Less than a block is no miss: engines round down to whole blocks of their own, and the router's may be larger.
-    notable = {cause: count for cause, count in tokens.items() if cause is not Cause.NEW and count >= facts.block}
-    cause = max(notable, key=lambda each: notable[each]) if notable else Cause.NEW
-    return Attribution(cause, reused, tokens, assumed)
+    if mismatch:
+        known = [
+            (max(facts.matched, facts.best), Cause.MISMATCH),
+            (facts.not_held, Cause.STALE),
+            (max(facts.known, lost[-1][0] if lost else 0), Cause.MISMATCH),
+        ]
+    else:
+        known = [
+            (facts.matched, _unkept(facts)),
+            (facts.best, Cause.GONE if facts.tried else Cause.SPILLED),
+            (facts.not_held, Cause.STALE),
+            *lost,
+            (facts.known, lost[-1][1] if lost else Cause.UNKNOWN),
+        ]
+    return [*known, (facts.mutated_from, Cause.NEW), (facts.mutated_to, Cause.MUTATED), (facts.prompt, Cause.NEW)]
 
 
 def _unkept(facts: Facts) -> Cause:
@@ -133,8 +147,3 @@ def _unkept(facts: Facts) -> Cause:
     if facts.dropped:
         return Cause.EVICTED
     return Cause.STALE
-
-
-def _put(tokens: dict[Cause, int], cause: Cause, count: int) -> None:
-    if count > 0:
-        tokens[cause] = tokens.get(cause, 0) + count

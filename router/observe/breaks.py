@@ -26,6 +26,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from router.observe.digest import (
     SYSTEM_ROLES,
     Digest,
@@ -116,8 +118,7 @@ class Break:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """`shared`: leading messages in common; the more, the closer two requests are."""
 
     relation: Relation

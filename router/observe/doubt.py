@@ -7,7 +7,9 @@ Until then the tokens count as `spilled`, for the decision was made in that beli
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from router.observe.attribution import Attribution, Facts, attribute
 from router.observe.past import Past

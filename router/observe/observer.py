@@ -11,7 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -43,12 +42,11 @@ WITH_SESSIONS = frozenset(
 )
 
 
-@dataclass(slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct):
     """A request on its way to a replica. Token counts.
 
-    `entry`: the index's entry that speaks for the replica. `matched`: what it was thought to hold, of which `confirmed`
-    by events; `best`: the most that any candidate was. `candidates`: in the order of the decision.
+    `entry`: the index's entry that speaks for the replica. `matched`: what it was thought to hold; `best`: the most
+    that any candidate was. `offers`: in the order of the decision.
     `session`, `named`, `parent`, `fresh`: as in sessions.Asked.
     """
 
@@ -62,19 +60,17 @@ class Dispatch:
     entry: str
     reason: str
     matched: int
-    confirmed: int
     best: int
     followed: bool
-    candidates: Callable[[], Sequence[Offer]]
+    offers: Sequence[Offer]
     session: str | None = None
     named: bool = False
     parent: str | None = None
     fresh: bool = True
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = {}
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct):
     """One request under way, and what was known when it was sent.
 
     `best`: the most of its prompt that anyone is likely to hold; see Past.likely."""
@@ -141,7 +137,7 @@ class Observer:
         prompt, chain = dispatch.prompt, dispatch.prompt.chain
         session: Session | None = None
         step: Step | None = None
-        known, lost, best, sending = 0, _NOTHING, dispatch.best, self.past.clock()
+        known, lost, best = 0, _NOTHING, dispatch.best
         if chain and dispatch.request.endpoint in WITH_SESSIONS:
             session, step = self.sessions.step(
                 Asked(
@@ -165,12 +161,13 @@ class Observer:
             if dispatch.best + size <= known:
                 lost = self.past.lost(chain, dispatch.best // size, dispatch.entry, size)
             if dispatch.best > dispatch.matched:
-                offers = dispatch.candidates()
-                likely = (self.past.likely(each.replica, chain, each.matched // size, size) for each in offers)
+                likely = (self.past.likely(each.replica, chain, each.matched // size, size) for each in dispatch.offers)
                 best = max(likely, default=0) * size
-            sending = self.past.sent(dispatch.entry, chain, prompt.tokens - dispatch.matched)
+            sent = self.past.sent(dispatch.entry, chain, prompt.tokens - dispatch.matched)
             self.hot.note(dispatch.model, chain, size)
-        standing = self.past.standing(dispatch.entry)
+            sending, standing = sent.at, sent.standing
+        else:
+            sending, standing = self.past.clock(), self.past.standing(dispatch.entry)
         return Seen(dispatch, session, step, known, lost, best, sending, standing, self._clock())
 
     def unsent(self, dispatch: Dispatch) -> Seen:
@@ -253,10 +250,8 @@ class Observer:
         dispatch, step = seen.dispatch, seen.step
         prompt, size = dispatch.prompt, dispatch.prompt.block_size
         cached = usage.cached_tokens if usage is not None else None
-        at = (dispatch.matched if cached is None else cached) // size
-        dropped = self.past.dropped_at(dispatch.entry, prompt.chain[at]) if at < len(prompt.chain) else None
-        then, now = seen.standing, self.past.standing(dispatch.entry)
-        emptied = now.clears > then.clears and (now.restarts, now.losses) == (then.restarts, then.losses)
+        unkept = cached is not None and cached < dispatch.matched  # what became of it matters only then
+        dropped, renewed = self._became(seen, cached // size) if unkept and cached is not None else (False, False)
         broken = step is not None and seen.broken is not None
         return Facts(
             prompt=prompt.tokens,
@@ -274,10 +269,18 @@ class Observer:
             distrusted=bool(dispatch.replica.distrust),
             tried=seen.tries > 1,
             lost=[(lost.until * size, lost.cause) for lost in seen.lost],
-            dropped=emptied or (dropped is not None and dropped.at >= seen.sending),
-            renewed=now.restarts > then.restarts,
+            dropped=dropped,
+            renewed=renewed,
             followed=dispatch.followed,
         )
+
+    def _became(self, seen: Seen, at: int) -> tuple[bool, bool]:
+        """What became of block `at` on the replica since the decision: (it was evicted, the replica restarted)."""
+        dispatch, chain = seen.dispatch, seen.dispatch.prompt.chain
+        then, now = seen.standing, self.past.standing(dispatch.entry)
+        emptied = now.clears > then.clears and (now.restarts, now.losses) == (then.restarts, then.losses)
+        dropped = self.past.dropped_at(dispatch.entry, chain[at]) if at < len(chain) else None
+        return emptied or (dropped is not None and dropped.at >= seen.sending), now.restarts > then.restarts
 
     def _count(self, seen: Seen, outcome: Outcome, found: Attribution | None) -> None:
         metrics, dispatch = self.metrics, seen.dispatch
@@ -313,7 +316,7 @@ class Observer:
         self, seen: Seen, outcome: Outcome, status: int, facts: Facts | None, found: Attribution | None
     ) -> Record:
         dispatch, step = seen.dispatch, seen.step
-        prompt, offers = dispatch.prompt, dispatch.candidates()
+        prompt, offers = dispatch.prompt, dispatch.offers
         record = Record(
             dispatch.request_id,
             seen.at,

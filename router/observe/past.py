@@ -52,7 +52,7 @@ class Standing(NamedTuple):
 GONE = Standing(gone=True)
 
 
-class _Sending(NamedTuple):
+class Sending(NamedTuple):
     """One prompt sent. `at`: by the clock; `computed`: tokens computed on that replica by then, its own included."""
 
     replica_id: str
@@ -62,7 +62,7 @@ class _Sending(NamedTuple):
 
 
 _when = itemgetter(0)
-_Holders = tuple[_Sending, ...]
+_Holders = tuple[Sending, ...]
 """The last sending to each replica, the newest first."""
 
 
@@ -140,10 +140,10 @@ class Past:
         self._computed: dict[str, int] = {}
         self._asked: tuple[Sequence[int], Sequence[int], int] | None = None
 
-    def sent(self, replica_id: str, chain: Sequence[int], tokens: int = 0) -> float:
-        """A prompt with this chain was sent there; `tokens` of it are likely to be computed. When, by the clock."""
+    def sent(self, replica_id: str, chain: Sequence[int], tokens: int = 0) -> Sending:
+        """A prompt with this chain was sent there; `tokens` of it are likely to be computed."""
         done = self._computed.get(replica_id, 0) + tokens
-        sending = _Sending(replica_id, self.standing(replica_id), self.clock(), done)
+        sending = Sending(replica_id, self.standing(replica_id), self.clock(), done)
         if self._unheard.get(replica_id, -1.0) <= sending.standing.heard:
             if len(self._unheard) >= _MAX_REPLICAS:
                 self._unheard.clear()
@@ -155,7 +155,7 @@ class Past:
             # The same replica was sent this much before, and not so long ago that it may be forgotten.
             self._sent.put(kept[known - 1 : known], _with(sending, deepest))
             self._sent.put(kept[known:], (sending,))
-            return sending.at
+            return sending
         room, of = self._sent.room(), None
         made: _Holders = (sending,)
         for key in kept[:known]:
@@ -164,7 +164,7 @@ class Past:
                 of, made = holders, _with(sending, holders or ())
             room[key] = made
         room.update(dict.fromkeys(kept[known:], (sending,)))
-        return sending.at
+        return sending
 
     def refused(self, chain: Sequence[int], at: float) -> None:
         """A prompt that was sent then was answered with an error: nothing of it was computed."""
@@ -225,7 +225,7 @@ class Past:
         first = min(_index(held), depth - 1)
         if first < 0 or held >= len(chain):
             return []
-        latest: dict[str, _Sending] = {}
+        latest: dict[str, Sending] = {}
         now: dict[str, Standing] = {}
         found: list[Lost] = []
         until = _place(depth - 1, len(chain)) + 1
@@ -243,7 +243,7 @@ class Past:
             until = _place(at, len(chain))
         return found[::-1]
 
-    def _end(self, key: int, then: _Sending, now: Standing, asked: bool, depth: int) -> tuple[float, Cause]:
+    def _end(self, key: int, then: Sending, now: Standing, asked: bool, depth: int) -> tuple[float, Cause]:
         """When and how a replica lost a block of a prompt that it was sent; inf if it should have it.
 
         `depth`: tokens up to the block's end.
@@ -271,7 +271,7 @@ class Past:
         return math.inf, Cause.STALE
 
     @staticmethod
-    def _full_at(then: _Sending, at: float, computed: int, room: int) -> float | None:
+    def _full_at(then: Sending, at: float, computed: int, room: int) -> float | None:
         """When a replica had computed `room` tokens since a sending, if it had by `at`: about then it evicted what lies
         so deep in that prompt that no more fits beside it."""
         since = computed - then.computed
@@ -330,11 +330,11 @@ class Past:
         return kept, low
 
 
-def _alike(one: _Sending, other: _Sending) -> bool:
+def _alike(one: Sending, other: Sending) -> bool:
     return one.replica_id == other.replica_id and one.standing[:-1] == other.standing[:-1]
 
 
-def _with(sending: _Sending, holders: _Holders) -> _Holders:
+def _with(sending: Sending, holders: _Holders) -> _Holders:
     return (sending, *(each for each in holders if each.replica_id != sending.replica_id))[:HOLDERS]
 
 

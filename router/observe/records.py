@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from router.observe.attribution import Attribution
 from router.observe.breaks import Break, Relation
 from router.prompt.stage import UNREAD
 from router.proxy.plan import Outcome
-from router.routing.types import Terms
+from router.routing.types import Price, Terms
 
 
-class Offer(NamedTuple):
-    """One candidate of a decision, as it was then. Tokens of the prompt; `terms`: of its cost, if it was compared."""
+class Offer(msgspec.Struct, frozen=True, gc=False):
+    """One candidate of a decision, as it was then. Tokens of the prompt; `price`: if its cost was compared."""
 
     replica: str
     matched: int
     predicted: int
     lower: int
-    terms: Terms | None
+    price: Price | None
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
@@ -29,12 +30,11 @@ class Offer(NamedTuple):
             "matched_tokens": self.matched,
             "predicted_tokens": self.predicted,
             "lower_tier_tokens": self.lower,
-            "cost_s": None if self.terms is None else self.terms._asdict(),
+            "cost_s": None if self.price is None else Terms.of(self.price)._asdict(),
         }
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct):
     """A request. `found`: why its tokens were computed, None if nobody answered. Token counts are None where
     the prompt was not read."""
 
@@ -94,8 +94,7 @@ class Record:
         }
 
 
-@dataclass(slots=True)
-class Passed:
+class Passed(msgspec.Struct):
     """A request that was passed on with its prompt unread; its record is made when somebody asks for it."""
 
     id: str
@@ -106,7 +105,7 @@ class Passed:
     seconds: dict[str, float]
     at: float = 0.0
     status: int = 0
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: Outcome = msgspec.field(default_factory=Outcome)
     seq: int = 0
 
     def told(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import xxhash
 
 from router.observe.attribution import Attribution, Cause
@@ -31,8 +32,7 @@ _TELLING_CHARS = 24
 _SAME_SESSION = (Relation.EXTENDS, Relation.REPEATS, Relation.BROKEN)
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct):
     """One request of a session. Token counts; `resent`: in common with the step before, at least.
 
     `reused`: what the engine says it did not compute (`assumed`: it says nothing, the prediction is taken); None until
@@ -79,14 +79,13 @@ class Step:
         }
 
 
-@dataclass(slots=True)
-class _Head:
+class _Head(msgspec.Struct, eq=False):
     """The last request of one branch."""
 
     digest: Digest
     marks: ChainMarks
     step: int
-    tail: int | None = field(init=False)
+    tail: int | None = None
     """A hash that the next step's messages should contain; None where the last message says too little."""
 
     def __post_init__(self) -> None:
@@ -157,8 +156,7 @@ class Session:
         }
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A routed request, as sessions need it. `parent`: name of the session it forks from. `fresh`: lineage has not seen
     its session before."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from random import SystemRandom
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _SHARED = frozenset({"messages", "input", "tools"})  # the second is the Responses API's history
 SPAN_BYTES = 16 * 1024
 _AT_ONCE = 256  # new messages decoded in about a millisecond
+_SEED = SystemRandom().getrandbits(64)  # nobody outside can make two messages that have one key
 _OVERHEAD = 1600  # a small message's dicts, its conversions and the entry, measured
 
 
@@ -41,28 +43,29 @@ class Message(dict[str, Any]):
 
 
 class SharedList(list[Any]):
-    """A decoded list (of tools), shared by requests as a whole: not to be changed. `converted`: as in Message."""
+    """A decoded list (of tools), shared by requests as a whole: not to be changed. Its fields are as in Message."""
 
-    __slots__ = ("converted",)
+    __slots__ = ("converted", "raw")
 
-    def __init__(self, items: Iterable[Any] = ()) -> None:
+    def __init__(self, items: Iterable[Any] = (), raw: bytes = b"") -> None:
         super().__init__(items)
+        self.raw = raw
         self.converted: dict[str, SharedList] = {}
 
 
 class _Span:
-    """A run of whole messages within an array: their bytes, to the comma behind the last, and each one's own."""
+    """A run of whole messages within an array: their bytes, to the comma behind the last, and each one's key."""
 
     __slots__ = ("keys", "raw", "size")
 
-    def __init__(self, raw: bytes, keys: list[bytes]) -> None:
+    def __init__(self, raw: bytes, keys: list[int]) -> None:
         self.raw = raw
         self.keys = keys
-        self.size = 2 * len(raw) + 8 * len(keys) + 400
+        self.size = 2 * len(raw) + 40 * len(keys) + 400
 
 
 class History:
-    """Message bytes -> message, least recently used out first, bounded in bytes. For one thread.
+    """Message by (a hash of) its bytes, least recently used out first, bounded in bytes. For one thread.
 
     What a growing history begins with isn't taken apart again: runs of whole messages are known by their first
     SPAN_BYTES and compared as a whole. They take up to a quarter more than `max_bytes`.
@@ -71,7 +74,7 @@ class History:
     def __init__(self, max_bytes: int = 64 << 20) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._known: OrderedDict[bytes, Any] = OrderedDict()
+        self._known: OrderedDict[int, Message | SharedList] = OrderedDict()
         self._spans: OrderedDict[int, _Span] = OrderedDict()
         self._span_bytes = 0
         self.spans_used = 0
@@ -88,9 +91,9 @@ class History:
             return _decode(body)
         fields: dict[str, Any] = {}
         for name, raw in _split_object(body).items():
-            inner = bytes(raw)
-            if inner[:1] != b"[" or name not in _SHARED:
-                fields[name] = _decode(inner)
+            inner = bytes(raw) if name in _SHARED else b""
+            if inner[:1] != b"[":
+                fields[name] = _decode(raw)
             elif name == "tools":
                 fields[name] = self._shared(inner)
             else:
@@ -126,27 +129,29 @@ class History:
                 break
             self.spans_used += 1
             self._spans.move_to_end(key)
-            for raw in span.keys:
-                self._known.move_to_end(raw)
+            for one in span.keys:
+                self._known.move_to_end(one)
             found += messages
             at += len(span.raw)
         rest = array if at == 1 else b"[" + array[at:]
         raws = [bytes(one) for one in _split_array(rest)]
         messages = list(map(self._shared, raws))
-        for _ in self._keep_spans(rest, raws, messages):
-            pass
-        return found + messages
+        if len(rest) > SPAN_BYTES:
+            for _ in self._keep_spans(rest, raws, messages):
+                pass
+        return found + messages if found else messages
 
     def _keep_spans(self, array: bytes, raws: list[bytes], messages: list[Any]) -> Iterator[None]:
         """Remember the runs of whole messages that `array`, which has these elements, begins with; one at a time."""
         begin = end = 1
-        keys: list[bytes] = []
+        keys: list[int] = []
         for raw, message in zip(raws, messages, strict=True):
-            start = array.find(raw, end)  # only white space and a comma lie between, which begin no element
-            end = array.find(b",", start + len(raw)) + 1
+            while array[end] in b" \t\r\n":
+                end += 1
+            end = array.find(b",", end + len(raw)) + 1
             if not end or not isinstance(message, Message):
                 return
-            keys.append(message.raw)
+            keys.append(xxh3_64_intdigest(raw, _SEED))
             if end - begin >= SPAN_BYTES:
                 self._keep_span(xxh3_64_intdigest(array[begin : begin + SPAN_BYTES]), _Span(array[begin:end], keys))
                 begin, keys = end, []
@@ -161,23 +166,24 @@ class History:
 
     def _shared(self, raw: bytes) -> Any:
         """The object of an object's or a list's bytes."""
-        known = self._known.get(raw)
-        if known is not None:
-            self._known.move_to_end(raw)
+        key = xxh3_64_intdigest(raw, _SEED)
+        known = self._known.get(key)
+        if known is not None and known.raw == raw:
+            self._known.move_to_end(key)
             return known
         decoded = _decode(raw)
         if isinstance(decoded, dict):
             shared: Message | SharedList = Message(decoded, raw)
         elif isinstance(decoded, list):
-            shared = SharedList(decoded)
+            shared = SharedList(decoded, raw)
         else:
             return decoded
         size = _size(raw)
-        if size <= self._max_bytes >> 3:
-            self._known[raw] = shared
+        if size <= self._max_bytes >> 3 and known is None:
+            self._known[key] = shared
             self._bytes += size
             while self._bytes > self._max_bytes:
-                self._bytes -= _size(self._known.popitem(last=False)[0])
+                self._bytes -= _size(self._known.popitem(last=False)[1].raw)
         return shared
 
 

@@ -30,6 +30,8 @@ class Endpoint(Enum):
     GENERATE = "generate"
     OTHER = "other"
 
+    __hash__ = object.__hash__  # the enumeration's own is a call of Python
+
 
 _ENDPOINTS = {
     "/v1/chat/completions": Endpoint.CHAT,

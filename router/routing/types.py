@@ -65,6 +65,11 @@ class Terms(NamedTuple):
     later: float
     affinity: float
 
+    @classmethod
+    def of(cls, price: Price) -> Terms:
+        """What a price is made of."""
+        return cls(price[0], *price[3:])
+
 
 Price = tuple[float, int, int, float, float, float, float, float, float]
 """Total, turn, place in the candidates' list: what candidates are ordered by; then the other fields of Terms."""
@@ -86,7 +91,7 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def terms(self) -> list[Terms]:
         """The prices by name, for those who read them: few decisions are looked at."""
-        return [Terms(price[0], *price[3:]) for price in self.prices]
+        return [Terms.of(price) for price in self.prices]
 
 
 class Policy(Protocol):

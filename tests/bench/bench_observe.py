@@ -70,7 +70,7 @@ async def run(name: str, files: Path, broken: bool) -> float:
         prepared = time.process_time()
         dispatch = Dispatch(
             request, "/v1/chat/completions", f"id{k}", "", "m", prompt, replica, "r", "prefix",
-            prompt.tokens // 2, 0, prompt.tokens // 2, True, list, "s", True, seconds={"parse": 0.001},
+            prompt.tokens // 2, prompt.tokens // 2, True, [], "s", True, seconds={"parse": 0.001},
         )  # fmt: skip
         begun = time.process_time()
         seen = watching.sent(dispatch)

@@ -82,7 +82,7 @@ def test_what_was_refused_was_not_computed() -> None:
     past = world.past()
     past.sent("a", CHAIN[:40])
     world.now += 1
-    at = past.sent("b", CHAIN)
+    at = past.sent("b", CHAIN).at
     assert past.known(CHAIN) == 100
     past.refused(CHAIN, at)
     assert past.known(CHAIN) == 40
