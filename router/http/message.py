@@ -16,16 +16,17 @@ class Request:
     """One whole request.
 
     target: bytes as received (path and query, or absolute form). headers: as received, in order, names in the client's
-    case. body: decoded from chunks if it came so; chunked tells which. path: target without query, undecoded.
+    case; names: each one's first value by its name in lower case. body: decoded from chunks if it came so; chunked
+    tells which. path: target without query, undecoded.
     """
 
     __slots__ = (
-        "_by_name",
         "body",
         "chunked",
         "headers",
         "keep_alive",
         "method",
+        "names",
         "path",
         "peer",
         "received",
@@ -55,14 +56,7 @@ class Request:
         self.chunked = chunked
         self.keep_alive = keep_alive
         self.peer = peer
-        self._by_name: dict[bytes, bytes] | None = None
-
-    @property
-    def names(self) -> dict[bytes, bytes]:
-        """Each header's first value by its name in lower case, as received."""
-        if self._by_name is None:
-            self._by_name = {key.lower(): value for key, value in reversed(self.headers)}
-        return self._by_name
+        self.names = {key.lower(): value for key, value in reversed(headers)}
 
     def header(self, name: bytes) -> bytes | None:
         """First value of the header `name` (lower case), None if absent."""

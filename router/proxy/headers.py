@@ -17,20 +17,36 @@ _PREFIXES = (b"proxy-", OWNED_PREFIX)
 _KEPT = frozenset((b"host", b"content-length", b"content-type", b"authorization"))
 
 
+class _Passing(dict[bytes, bool]):
+    """Whether a header of a name (in a peer's case) goes on. Worked out once for each name, of the last thousand."""
+
+    def __init__(self, dropped: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
+        super().__init__()
+        self._dropped, self._prefixes = dropped, prefixes
+
+    def __missing__(self, name: bytes) -> bool:
+        if len(self) >= 1000:
+            self.clear()
+        key = name.lower()
+        passes = self[name] = key not in self._dropped and not key.startswith(self._prefixes)
+        return passes
+
+
 class HeaderRules:
     """What else of a client's headers stays here (names and prefixes, lower case), and what is `added`."""
 
-    __slots__ = ("added", "dropped", "prefixes")
+    __slots__ = ("added", "dropped", "passing")
 
     def __init__(
         self, dropped: frozenset[bytes] = frozenset(), prefixes: tuple[bytes, ...] = (), added: Headers | None = None
     ) -> None:
         self.dropped = _NOT_TO_REPLICA | dropped
-        self.prefixes = _PREFIXES + prefixes
+        self.passing = _Passing(self.dropped, _PREFIXES + prefixes)
         self.added = added or []
 
 
 PASS_ALL = HeaderRules()
+_to_client = _Passing(_NOT_TO_CLIENT, _PREFIXES)
 
 
 def request_head(request: Request, origin: Origin, extra: Headers, rules: HeaderRules = PASS_ALL) -> bytes:
@@ -39,20 +55,18 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
     Content-Length is added for a chunked upload (its decoded body follows), Host for an HTTP/1.0 client without one.
     A header that `extra` or the rules set is never sent twice: for another body than the client's, give Content-Length.
     """
-    dropped, prefixes = rules.dropped, rules.prefixes
-    if extra:
-        dropped = dropped.union([name for name, _ in extra])
-    if named := _named_in_connection(request.headers):
-        dropped |= named
+    passing = rules.passing
+    headers = [header for header in request.headers if passing[header[0]]]
+    replaced = {name for name, _ in extra}
+    if b"connection" in request.names:
+        replaced |= _named_in_connection(request.headers)
+    if replaced:
+        headers = [header for header in headers if header[0].lower() not in replaced]
     parts = [b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.target)]
-    parts += [
-        b"%b: %b\r\n" % header
-        for header in request.headers
-        if (key := header[0].lower()) not in dropped and not key.startswith(prefixes)
-    ]
-    if b"host" in dropped or b"host" not in request.names:
+    parts += [b"%b: %b\r\n" % header for header in headers]
+    if b"host" in rules.dropped or b"host" in replaced or b"host" not in request.names:
         parts.append(b"host: %b:%d\r\n" % (origin.host.encode("idna"), origin.port))
-    if request.chunked and b"content-length" not in dropped:
+    if request.chunked and b"content-length" not in rules.dropped and b"content-length" not in replaced:
         parts.append(b"content-length: %d\r\n" % len(request.body))
     parts += [b"%b: %b\r\n" % header for header in (*rules.added, *extra)]
     parts.append(b"\r\n")
@@ -61,8 +75,9 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
 
 def response_headers(headers: Headers) -> Headers:
     """An answer's headers for the client, without hop-by-hop ones and Content-Length (the framing adds its own)."""
-    dropped = _NOT_TO_CLIENT | _named_in_connection(headers)
-    return [header for header in headers if (key := header[0].lower()) not in dropped and not key.startswith(_PREFIXES)]
+    kept = [header for header in headers if _to_client[header[0]]]
+    named = _named_in_connection(headers)
+    return [header for header in kept if header[0].lower() not in named] if named else kept
 
 
 def _named_in_connection(headers: Headers) -> set[bytes]:

@@ -109,9 +109,10 @@ class ResponseWatcher:
         if self._last is None:
             return None
         found: dict[bytes, int] = {}
-        for window in (self._last, self._first or b""):
-            for name, value in _FIELDS.findall(window):
-                found.setdefault(name, int(value))
+        for window in (self._last, self._first):
+            if window is not None:
+                for name, value in _FIELDS.findall(window):
+                    found.setdefault(name, int(value))
         if not found:
             return None
         return Usage(
