@@ -209,7 +209,7 @@ class Route:
 
     def _note(self, parsed: ApiRequest, routed: Routed, outcome: Outcome) -> None:
         metrics, replica = self.metrics, outcome.target_id
-        metrics.requests.labels(parsed.endpoint.value, str(outcome.status or 499)).inc()
+        metrics.requests.labels(parsed.endpoint, str(outcome.status or 499)).inc()
         if outcome.client_gone:
             metrics.disconnects.inc()
         for attempt in outcome.attempts[:-1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 
 import httptools
 
@@ -53,6 +54,12 @@ class _Collector:
 
 def parse_head(data: bytes, method: str) -> ResponseHead:
     """data: everything up to and including the blank line; method: of the request. Raises BadResponse."""
+    status, headers, framing, length, keep_alive = _parsed(data, method)
+    return ResponseHead(status, list(headers), framing=framing, length=length, keep_alive=keep_alive)
+
+
+@lru_cache(maxsize=64)  # the heads of streams that begin within one second are the same bytes
+def _parsed(data: bytes, method: str) -> tuple[int, tuple[tuple[bytes, bytes], ...], Framing, int | None, bool]:
     collector = _Collector()
     parser = httptools.HttpResponseParser(collector)
     try:
@@ -88,4 +95,4 @@ def parse_head(data: bytes, method: str) -> ResponseHead:
     else:
         framing = Framing.CLOSE
         keep_alive = False
-    return ResponseHead(status, collector.headers, framing=framing, length=length, keep_alive=keep_alive)
+    return status, tuple(collector.headers), framing, length, keep_alive

@@ -52,6 +52,8 @@ class MessagePrint(msgspec.Struct, frozen=True):
     json: tuple[tuple[str, int], ...] = ()
     size: int = 0
     """Bytes of memory, about."""
+    chars: int = 0
+    """Of all fields."""
 
 
 class ToolPrint(msgspec.Struct, frozen=True):
@@ -138,15 +140,16 @@ class Digester:
         fields = []
         marks = [role]
         objects = []
-        size = 160
+        size, chars = 160, 0
         for name, text in fields_of(message):
             one = take(text)
             fields.append((intern(name), one))
             marks += (name, str(one.hash))
             size += 64 + one.size
+            chars += one.chars
             if name.endswith(_JSON_FIELDS):
                 objects.append((name, canonical(text)))
-        return MessagePrint(role, _hash64("\0".join(marks).encode()), tuple(fields), tuple(objects), size)
+        return MessagePrint(role, _hash64("\0".join(marks).encode()), tuple(fields), tuple(objects), size, chars)
 
     def _print(self, text: str) -> TextPrint:
         return print_text(text, SHAPE_CHARS, self._keep_text)

@@ -233,9 +233,7 @@ class Observer:
             bucket.ttft_s += outcome.ttft_s
         if outcome.attempts:
             seconds["connect"] = sum([attempt.connect_s for attempt in outcome.attempts])
-        clocked = self.metrics.stage.labels
-        for stage, taken in seconds.items():
-            clocked(stage).observe(taken)
+        self.metrics.stage.observe(seconds)
 
     def receipt(self, seen: Seen, usage: Usage | None) -> dict[str, Any]:
         """What is known at the end of an answer, for those who asked for it."""

@@ -90,8 +90,7 @@ class _Head(msgspec.Struct, eq=False):
 
     def __post_init__(self) -> None:
         last = self.digest.messages[-1] if self.digest.messages else None
-        telling = last is not None and sum(one.chars for _, one in last.fields) >= _TELLING_CHARS
-        self.tail = last.hash if telling and last is not None else None
+        self.tail = last.hash if last is not None and last.chars >= _TELLING_CHARS else None
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ for one thread, the event loop's, which also answers scrapes; all else is made w
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -86,6 +86,14 @@ class Histogram(Collector):
         if child is None:
             child = self._children[values] = Spread(self._bounds)
         return child
+
+    def observe(self, values: Mapping[str, float]) -> None:
+        """A value each for some labels, of a histogram that has one label."""
+        children, bounds = self._children, self._bounds
+        for label, value in values.items():
+            spread = children.get((label,)) or self.labels(label)
+            spread.counts[bisect_left(bounds, value)] += 1
+            spread.total += value
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self.name, self.text, labels=self.label_names)

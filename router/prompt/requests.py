@@ -7,7 +7,7 @@ an object, messages that are not objects, a prompt of the wrong type); everythin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from router.blocks import pack
 from router.prompt.history import History, skim
 
 
-class Endpoint(Enum):
+class Endpoint(StrEnum):
     """Families of routes whose body says what the prompt is."""
 
     CHAT = "chat"
@@ -30,7 +30,7 @@ class Endpoint(Enum):
     GENERATE = "generate"
     OTHER = "other"
 
-    __hash__ = object.__hash__  # the enumeration's own is a call of Python
+    __hash__ = str.__hash__  # the enumeration's own is a call of Python
 
 
 _ENDPOINTS = {
@@ -145,7 +145,8 @@ def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
         endpoint=endpoint,
         body=decoded,
         model=_model(decoded),
-        stream=_boolean(decoded, "stream") or path.partition("?")[0].endswith("/generate_stream"),
+        stream=_boolean(decoded, "stream")
+        or (endpoint is Endpoint.GENERATE and path.partition("?")[0].endswith("/generate_stream")),
         max_tokens=_max_tokens(endpoint, decoded),
         n=min(MAX_SEQUENCES, max(1, _integer(decoded, "n") or 1)),
         salt=_salt(decoded),
