@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.fleet.replica import Replica
 from router.fleet.speed import PRIOR_RATE, effort
 from router.routing.policies import POLICIES, LeastLoad, Prefix, Random, RoundRobin, Session
-from router.routing.types import Ask, Candidate, Terms
+from router.routing.types import Ask, Candidate
 
 
 def candidates(*held: int) -> list[Candidate]:
@@ -30,7 +30,8 @@ def test_prefix_takes_the_replica_that_holds_most() -> None:
     decision = Prefix().select(ask(), candidates(0, 640, 320))
     assert [c.replica.id for c in decision.order] == ["r1", "r2", "r0"]
     assert decision.reason == "prefix"
-    assert [Terms.of(price).prefill for price in decision.prices] == pytest.approx(
+    assert decision.terms is not None
+    assert [term.prefill for term in decision.terms] == pytest.approx(
         [2.0 * effort(tokens, 1000 - tokens) / PRIOR_RATE for tokens in (360, 680, 1000)]
     )
 
