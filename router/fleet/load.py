@@ -42,14 +42,17 @@ class Load:
     __slots__ = (
         "absent",
         "due",
+        "head",
         "other_prefill",
         "other_recent",
         "other_running",
         "pending_prefill",
         "prefilled",
         "running",
+        "since",
         "start",
         "turn",
+        "waiting",
         "warm_tokens",
     )
 
@@ -63,6 +66,11 @@ class Load:
         self.warm_tokens = 0.0
         self.due: list[tuple[float, int, Ticket]] = []
         """Answers in one piece: (when the prompt should be computed, a tie-break, the dispatch), a heap."""
+        self.waiting: dict[Ticket, None] = {}
+        """Dispatches whose prompts are not computed yet, in the order of sending."""
+        self.head: Ticket | None = None
+        """The first of them: what the replica is taken to compute, since `since`."""
+        self.since = 0.0
         self.start = 0.0
         self.prefilled = 0.0
         self.absent = 0.0
@@ -81,7 +89,7 @@ class Load:
     def settle(self, now: float) -> None:
         """Take prompts off the queue that should be prefilled by now, of answers that come in one piece."""
         while self.due and self.due[0][0] <= now:
-            heappop(self.due)[2].first_byte()
+            heappop(self.due)[2].first_byte(now)
 
     def at(self, start: float) -> None:
         """Tell past work as of the epoch that begins at `start`, if it is a later one."""
@@ -112,37 +120,67 @@ class Load:
         self.absent += sequences * weight
         self.running += sequences
 
-    def begin(self, work: int, sequences: int = 1, now: float = 0.0, prefilled_at: float | None = None) -> Ticket:
+    def left(self, now: float, rate: float) -> int:
+        """Prefill work that waits there, less what is done of the first prompt at `rate` tokens a second.
+
+        At most half of it is taken as done: an answer that has not begun says no more than that it is not all.
+        """
+        head = self.head
+        done = 0 if head is None else min(head.prefill // 2, int((now - self.since) * rate))
+        return self.queued_tokens - done
+
+    def begin(
+        self,
+        work: int,
+        sequences: int = 1,
+        now: float = 0.0,
+        *,
+        ahead: int = 0,
+        due: float = math.inf,
+        told: bool = True,
+    ) -> Ticket:
         """Count a dispatch at once, before the bytes are sent.
 
-        `prefilled_at`: when its prompt is expected to be prefilled, where no first byte will tell.
+        `ahead`: prefill work until its first token, its own included; `due`: when that is expected. `told`: its first
+        byte tells when its prompt is computed; otherwise that counts as computed when it is due.
         """
         self.changed(work, sequences, now)
-        ticket = Ticket(self, work, sequences)
-        if prefilled_at is not None:
-            heappush(self.due, (prefilled_at, id(ticket), ticket))
+        ticket = Ticket(self, work, sequences, now, ahead, due)
+        if not told:
+            heappush(self.due, (due, id(ticket), ticket))
         return ticket
 
 
 class Ticket:
     """One dispatch. Whatever happens to the request, `end` is called once or more; only the first call counts."""
 
-    __slots__ = ("_load", "_prefill", "_sequences")
+    __slots__ = ("_load", "_sequences", "ahead", "at", "due", "prefill")
 
-    def __init__(self, load: Load, work: int, sequences: int) -> None:
+    def __init__(self, load: Load, work: int, sequences: int, at: float, ahead: int, due: float) -> None:
         self._load = load
-        self._prefill = work
         self._sequences = sequences
+        self.prefill = work
+        self.at = at
+        self.ahead = ahead
+        self.due = due
         load.pending_prefill += work
+        load.waiting[self] = None
+        if load.head is None:
+            load.head = self
+            load.since = at
 
-    def first_byte(self) -> None:
+    def first_byte(self, now: float = 0.0) -> None:
         """The prompt is prefilled: its tokens are no longer queued work."""
-        self._load.pending_prefill -= self._prefill
-        self._prefill = 0
+        load = self._load
+        if self in load.waiting:
+            del load.waiting[self]
+            load.pending_prefill -= self.prefill
+            load.head = next(iter(load.waiting), None)
+            load.since = now
 
     def end(self, now: float = 0.0) -> None:
         """The request is over, well or badly."""
-        self.first_byte()
+        self.first_byte(now)
         if self._sequences:
             self._load.changed(0, -self._sequences, now)
             self._sequences = 0

@@ -3,7 +3,8 @@
     cost    = base + queue + crowd + prefill + later - affinity
 
     base    = what any request waits there: network, the step under way
-    queue   = work queued there / rate
+    queue   = work queued there / rate, less the time since the first of it began to be computed
+              (at most half of that prompt's: an answer that hasn't begun says no more)
     crowd   = decode_tokens x sequences running there / rate        each takes its share of every step
             + ANSWER_WEIGHT x answer_s x busy / (1 - busy)          others' prefills slow down our answer
     prefill = (recompute_weight + ANSWER_WEIGHT x sequences running there) x own work / rate
@@ -14,18 +15,23 @@
               the more it attends to (fleet.speed.effort). shared: uncached tokens that other sessions have too; a new
               copy of those also serves the next sessions that begin so (users = copy_users / SPREAD, from 1 to
               MAX_USERS). lower: held, but below the GPU.
-    later   = steps_left x alone + horizon x (crowded - alone) + horizon x evicted / rate
-              alone    = base + step_tokens / rate                  a later step, if nobody else were there
-              crowded  = (alone + decode_tokens x usual sequences / rate) / (1 - busy)
+    later   = horizon x crowded + evictions x evicted / rate
+              crowded  = (base + step_tokens / rate + decode_tokens x usual sequences / rate) / (1 - busy)
+                                                                    a later step, among those who are usually there
               evicted  = tokens of warm sessions that don't fit beside this one
               A session that is placed here comes back here. One that is looking for its first home chooses for all its
-              steps (horizon = steps_left), and early: evicted counts in proportion to how full the cache already is,
-              beyond FREE_SHARE of it. One that has a home can still move when its time comes, and load differences
-              seldom last: horizon = 1, and only what really doesn't fit is counted.
+              steps (horizon = evictions = steps_left), and early: evicted counts in proportion to how full the cache
+              already is, beyond FREE_SHARE of it. One that has a home can still move when its time comes: it looks
+              HOME_STEPS ahead, and only what really doesn't fit is counted, once. The same horizon for a replica's
+              speed and for the crowd on it: sessions that leave a slow replica for its slowness crowd the fast ones.
 
-rate and base: of the fleet, divided by and multiplied with the replica's learnt slowness (fleet.speed). busy (share of
-time it prefills) and usual sequences: of the last half minute (fleet.load); crowded is the mean response time of a
-server with that utilization (M/M/1). steps_left, step_tokens, answer_s: learnt (routing.habits, routing.placement).
+    affinity: a session prefers its home by affinity_tokens / rate. The least of several predictions is less than what
+              it predicts, so that the home must be beaten by more than what predictions are wrong by.
+
+rate and base: of the fleet, divided by and multiplied with the replica's learnt slowness (fleet.speed); affinity goes
+by the fleet's. busy (share of time it prefills) and usual sequences: of the last half minute (fleet.load); crowded is
+the mean response time of a server with that utilization (M/M/1). steps_left, step_tokens, answer_s: learnt
+(routing.habits, routing.placement).
 
 One currency, so no thresholds: a replica that holds the prompt is left exactly when waiting for it is predicted to cost
 more than computing the prompt elsewhere. Without `later`, agents that take turns (no load at any decision) would all
@@ -51,6 +57,8 @@ MAX_USERS = 4.0
 SPREAD = 3.0
 """Of the sessions that begin with a prefix, one in so many is expected to use one more copy of it."""
 FREE_SHARE = 0.1
+HOME_STEPS = 4.0
+"""Steps that a session with a home plans ahead: moving to a faster replica must pay within these."""
 MAX_BUSY = 0.9
 
 
@@ -61,7 +69,7 @@ class Weights:
 
     recompute: float = 2.0
     decode_tokens: float = 64.0
-    affinity_tokens: float = 128.0
+    affinity_tokens: float = 256.0
 
 
 def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[Price]:
@@ -79,15 +87,16 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
     )
     common = min(ask.shared_tokens, prompt)
     users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
-    horizon = min(1.0, steps) if home else steps
-    evictions = max(1.0, horizon)
+    horizon = min(HOME_STEPS, steps) if home else steps
+    evictions = max(1.0, steps)
     token_s, base_s, growth, kept_too = 1.0 / ask.rate, ask.base_s, ask.step_tokens, kept + ask.shared_tokens
     answer_s = ANSWER_WEIGHT * ask.answer_s
-    start, fade = epoch(ask.now)
+    now = ask.now
+    start, fade = epoch(now)
     attention = 2 * ATTENTION_TOKENS
     new = (prompt - common + common / users) * (1.0 + prompt / attention)
     """Work where nothing is cached: on most replicas."""
-    known = per_token = base = alone = alone_all = 0.0
+    known = per_token = base = alone = 0.0
     found: list[Price] = []
     for place, candidate in enumerate(candidates):
         replica = candidate.replica
@@ -97,7 +106,6 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
             per_token = slowness * token_s
             base = base_s * slowness
             alone = base + growth * per_token
-            alone_all = steps * alone
         if load.start != start:
             load.at(start)
         sequences = load.running + load.other_running
@@ -121,7 +129,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         later = 0.0
         if steps:
             usual = sequences - load.absent * fade
-            later = alone_all + horizon * ((alone + decode * usual * per_token) / slack - alone)
+            later = horizon * (alone + decode * usual * per_token) / slack
         info = replica.info
         capacity = info.kv_tokens if info is not None else None
         preferred = 0.0
@@ -129,13 +137,16 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         if home:
             if replica.id == home:
                 full -= ask.own_warm
-                preferred = affinity * per_token
+                preferred = affinity * token_s
             if capacity and full > capacity:
-                later += evictions * min(kept, full - capacity) * per_token
+                later += min(kept, full - capacity) * per_token
         elif capacity and full > FREE_SHARE * capacity:
             share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
             later += evictions * kept * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
+        head = load.head
+        if head is not None and now > load.since:
+            queue -= min(0.5 * head.prefill * per_token, now - load.since)
         crowd = decode * sequences * per_token + answer_s * busy / slack
         prefill = (recompute + ANSWER_WEIGHT * sequences) * work * per_token
         total = base + queue + crowd + prefill + later - preferred

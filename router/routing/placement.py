@@ -123,6 +123,11 @@ class Placement:
             if load.due:
                 load.settle(now)
             load.warm_tokens = warm.get(replica.id, 0.0)
+            head, speed = load.head, replica.speed
+            if head is not None and now > head.due:
+                speed.look(self.speed, now, head.ahead, now - head.at)
+            elif speed.slowness != 1.0:
+                speed.look(self.speed, now)
 
     def sent(self, past: Past, candidate: Candidate) -> Sent:
         """The request goes to `candidate`: counted there at once."""
@@ -136,7 +141,7 @@ class Placement:
 class Sent:
     """One dispatch under way."""
 
-    __slots__ = ("_at", "_first", "_placement", "_streamed", "_ticket", "_work", "replica", "session")
+    __slots__ = ("_first", "_placement", "_streamed", "_ticket", "replica", "session")
 
     def __init__(self, placement: Placement, past: Past, candidate: Candidate) -> None:
         facts = past.facts
@@ -146,13 +151,13 @@ class Sent:
         load = self.replica.load
         cached = candidate.cached(past.ask)
         own = int(effort(max(0, facts.tokens - cached), cached))
-        self._work = load.queued_tokens + own
-        self._at = now
+        slowness, speed = self.replica.speed.slowness, placement.speed
+        ahead = load.left(now, speed.rate / slowness) + own
+        due = now + slowness * speed.predict(ahead)
         self._first = 0.0
-        self._streamed = facts.streamed
         # An answer that is not streamed has its first byte at its end: nothing tells when its prompt was done.
-        due = None if facts.streamed else now + self.replica.speed.slowness * placement.speed.predict(self._work)
-        self._ticket: Ticket = load.begin(own, facts.sequences, now, due)
+        self._streamed = facts.streamed
+        self._ticket: Ticket = load.begin(own, facts.sequences, now, ahead=ahead, due=due, told=facts.streamed)
         self.session: Session | None = None
         if past.session is not None:
             self.session = past.session  # sent before, to a replica that failed
@@ -176,12 +181,13 @@ class Sent:
 
     def first_byte(self, now: float, *, answered: bool = True) -> None:
         """The first byte of the answer's body is here; `answered` if it is an answer and no refusal."""
-        self._ticket.first_byte()
+        ticket = self._ticket
+        ticket.first_byte(now)
         if not self._streamed:
             return
         self._first = now
-        if answered and self._work:
-            self.replica.speed.observe(self._placement.speed, self._work, now - self._at)
+        if answered and ticket.ahead:
+            self.replica.speed.observe(self._placement.speed, ticket.ahead, now - ticket.at, now)
 
     def ended(self, now: float) -> None:
         """Nothing of it is there any more."""

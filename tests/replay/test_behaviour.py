@@ -63,9 +63,8 @@ def test_agents_in_turn_use_the_whole_fleet_although_nothing_is_ever_in_flight()
 
 def test_a_slow_replica_is_found_out_and_left() -> None:
     done, _, replay = outcome("slow-replica")
-    assert done.sent[0] < 0.25 * REQUESTS / REPLICAS
-    slow, *others = [replica.speed.slowness for replica in replay.router.replicas]
-    assert slow > 1.3 * max(others)
+    assert done.sent[0] < 0.1 * REQUESTS / REPLICAS
+    assert all(0.8 < replica.speed.slowness < 1.25 for replica in replay.router.replicas[1:])
 
 
 def test_a_flash_crowd_spreads_over_the_fleet() -> None:

@@ -24,8 +24,8 @@ def test_the_fleets_line_is_found_and_a_slow_replica_stands_out() -> None:
     for number in range(400):
         work = 100 + number * 37 % 3000
         for speed, factor in ((fast, 1.0), (fast, 1.0), (fast, 1.0), (slow, 3.0)):
-            speed.observe(fleet, work, factor * (0.01 + work / 20_000))
-    assert 8_000 < fleet.rate < 20_000
+            speed.observe(fleet, work, factor * (0.01 + work / 20_000), 0.0)
+    assert fleet.rate == pytest.approx(20_000, rel=0.1), "of those that are alike, not of the slow one"
     assert slow.slowness / fast.slowness == pytest.approx(3.0, rel=0.25)
 
 
@@ -37,7 +37,7 @@ def test_replicas_that_get_longer_prompts_are_not_taken_for_slow_ones() -> None:
         for speed, prompts in ((queue, 10), (long, 1)):
             each = tokens // prompts
             seconds = 0.007 + prompts * each * (1 + each / 2 / 30_000) / 28_000
-            speed.observe(fleet, prompts * effort(each, 0), seconds)
+            speed.observe(fleet, prompts * effort(each, 0), seconds, 0.0)
     assert long.slowness / queue.slowness == pytest.approx(1.0, abs=0.1)
 
 
@@ -46,7 +46,7 @@ def test_chance_makes_no_replica_fast_or_slow() -> None:
     furthest = 0.0
     for _ in range(60):
         for speed in speeds:
-            speed.observe(fleet, 2000, 0.1 * source.lognormvariate(0, 0.4))
+            speed.observe(fleet, 2000, 0.1 * source.lognormvariate(0, 0.4), 0.0)
         furthest = max(furthest, *(abs(speed.slowness - 1) for speed in speeds))
     assert furthest < 0.1
 
@@ -54,9 +54,84 @@ def test_chance_makes_no_replica_fast_or_slow() -> None:
 def test_a_single_stall_is_not_a_speed() -> None:
     fleet, speed = FleetSpeed(), Speed()
     for _ in range(100):
-        speed.observe(fleet, 500, 0.05)
-    speed.observe(fleet, 500, 60.0)
+        speed.observe(fleet, 500, 0.05, 0.0)
+    speed.observe(fleet, 500, 60.0, 0.0)
     assert speed.slowness < 1.2
+
+
+def answers(fleet: FleetSpeed, factors: dict[Speed, float], count: int, now: float, seed: int = 0) -> float:
+    """Each replica answers `count` requests of all sizes, one every 50 ms, this many times slower; the time after."""
+    source = random.Random(seed)
+    for _ in range(count):
+        for speed, factor in factors.items():
+            now += 0.05
+            work = source.randint(300, 4000)
+            seconds = factor * source.lognormvariate(0, 0.2) * (0.015 + work / 12_500)
+            speed.observe(fleet, work, seconds, now)
+    return now
+
+
+def test_one_or_two_answers_show_a_slow_replica_and_ten_that_it_recovered() -> None:
+    for seed in range(20):
+        fleet, slow, rest = FleetSpeed(), Speed(), [Speed() for _ in range(3)]
+        alike = dict.fromkeys(rest, 1.0)
+        now = answers(fleet, alike, 5, 0.0, seed)
+        now = answers(fleet, {slow: 4.0}, 2, now, seed)
+        assert slow.slowness > 1.5
+        now = answers(fleet, {slow: 4.0, **alike}, 20, now, seed)
+        assert slow.slowness == pytest.approx(4.0, rel=0.35)
+        assert all(other.slowness == pytest.approx(1.0, abs=0.2) for other in rest)
+        now = answers(fleet, {slow: 1.0, **alike}, 15, now, seed)
+        assert slow.slowness == pytest.approx(1.0, abs=0.3)
+        now = answers(fleet, {slow: 4.0, **alike}, 5, now, seed)
+        assert slow.slowness > 1.5, "it became slow again"
+
+
+def test_a_fleet_that_slows_down_altogether_is_not_one_of_slow_replicas() -> None:
+    fleet, speeds = FleetSpeed(), [Speed() for _ in range(4)]
+    now = answers(fleet, dict.fromkeys(speeds, 1.0), 200, 0.0)
+    before = fleet.predict(2000)
+    answers(fleet, dict.fromkeys(speeds, 2.0), 400, now)
+    assert fleet.predict(2000) == pytest.approx(2 * before, rel=0.1)
+    assert all(speed.slowness == pytest.approx(1.0, abs=0.1) for speed in speeds)
+
+
+def test_what_is_known_of_a_replica_fades_so_that_it_is_tried_again() -> None:
+    fleet, slow, other = FleetSpeed(), Speed(), Speed()
+    now = answers(fleet, {slow: 4.0, other: 1.0}, 10, 0.0)
+    assert slow.slowness > 2 * other.slowness
+    slow.look(fleet, now + 600)
+    assert slow.slowness == 1.0
+
+
+def test_an_overdue_answer_shows_a_slow_replica_before_it_comes() -> None:
+    now = [0.0]
+    placement = Placement(Prefix(), lambda: now[0])
+    options = [Candidate(Replica(f"r{number}", f"http://r{number}:1")) for number in range(3)]
+    for number in range(10):
+        sent = placement.sent(placement.look(Facts([number + 1], None, 16, 2000), 0), options[number % 2])
+        now[0] += 0.2
+        sent.first_byte(now[0])
+        sent.ended(now[0])
+    late = placement.sent(placement.look(Facts([100], None, 16, 2000), 0), options[2])
+    for waited, slow in ((0.2, False), (0.7, True)):
+        now[0] = 10 * 0.2 + waited
+        placement.refresh([one.replica for one in options])
+        assert (options[2].replica.speed.slowness > 1.5) is slow
+    late.ended(now[0])
+    placement.refresh([one.replica for one in options])
+    assert options[2].replica.speed.slowness == 1.0, "its client left: nothing was observed"
+
+
+def test_a_prompt_under_way_is_counted_by_the_time_it_takes() -> None:
+    load = Load()
+    first = load.begin(4000, 1, 10.0)
+    load.begin(1000, 1, 10.125)
+    assert load.left(10.125, 10_000) == 3750
+    assert load.left(13.0, 10_000) == 3000, "half of the first at most: it hasn't answered"
+    first.first_byte(13.0)
+    assert load.left(13.0, 10_000) == 1000
+    assert load.left(13.0625, 10_000) == 500
 
 
 def test_recent_work_outlives_requests_and_fades() -> None:
@@ -74,7 +149,7 @@ def test_recent_work_outlives_requests_and_fades() -> None:
 
 def test_an_answer_in_one_piece_leaves_the_queue_when_its_prompt_should_be_done() -> None:
     load = Load()
-    ticket = load.begin(4000, 1, 10.0, prefilled_at=10.5)
+    ticket = load.begin(4000, 1, 10.0, due=10.5, told=False)
     load.settle(10.4)
     assert load.queued_tokens == 4000
     load.settle(10.5)
