@@ -17,7 +17,7 @@ from router.config.model import Model
 from router.engines import EngineInfo
 from router.fleet.discovery.backoff import Backoff
 from router.prompt.hub import HubError, ModelFilesError
-from router.prompt.model import ChatModel, load_model
+from router.prompt.model import ChatModel, give_back, load_model
 from router.prompt.pipelines import CLASSES
 from router.prompt.stage import ModelSpec
 from router.prompt.tokenizer import SegmentCache
@@ -47,6 +47,7 @@ class Catalog:
         self._loaded: dict[str, ChatModel] = {}
         self._readings: dict[tuple[str, str], ChatModel] = {}  # (model, engine kind) -> its engines' reading
         self._hopeless: set[tuple[str, str, str]] = set()  # (model, kind, version) that no reading matches
+        self._rereading = asyncio.Lock()
         self._sizes: dict[str, int] = {}
         self._served: dict[str, tuple[str, EngineInfo]] = {}
         self._aliases: dict[str, Model] = {}
@@ -126,7 +127,8 @@ class Catalog:
         """A replica's ids differ from ours: look for the reading of the tokenizer file (prompt.pipelines) that is its.
 
         True if one was found; it is used from now on for engines of that kind. Not looked for where the configuration
-        says which it is, and only once for a version of an engine.
+        says which it is, and only once for a version of an engine. One at a time: another reading takes as much memory
+        as the first one, and every replica of a model may ask at once.
         """
         name, model = info.models[0], self._loaded.get(info.models[0])
         settings, asked = self._settings(info.models[0]), (info.models[0], info.kind, info.version)
@@ -134,18 +136,28 @@ class Catalog:
             return False
         if (name, info.kind) in self._readings:
             return False  # one kind, one reading: the others of that kind agreed with it
-        for reading in CLASSES:
-            try:
-                other = await asyncio.to_thread(self._read, settings, reading)
-            except ModelFilesError:
-                continue
-            if await matching(session, url, info.kind, name, self.specs[name], {reading: other}):
-                log.info("model %s: %s engines read its tokenizer as %s", name, info.kind, reading)
-                self._readings[name, info.kind] = other
-                self._specify(name)
-                return True
-        self._hopeless.add(asked)
-        return False
+        async with self._rereading:
+            if (
+                asked in self._hopeless or (name, info.kind) in self._readings
+            ):  # found out for another replica meanwhile
+                return asked not in self._hopeless
+            for reading in CLASSES:
+                if await self._reads_so(session, url, info, reading):
+                    log.info("model %s: %s engines read its tokenizer as %s", name, info.kind, reading)
+                    self._readings[name, info.kind] = await asyncio.to_thread(self._read, settings, reading)
+                    self._specify(name)
+                    return True
+            self._hopeless.add(asked)
+            await asyncio.to_thread(give_back)
+            return False
+
+    async def _reads_so(self, session: aiohttp.ClientSession, url: str, info: EngineInfo, reading: str) -> bool:
+        name = info.models[0]
+        try:  # slow to encode, but half as large and loaded in a third of the time: enough for a few conversations
+            model = await asyncio.to_thread(self._read, self._settings(name), reading, fast=False)
+        except ModelFilesError:
+            return False
+        return bool(await matching(session, url, info.kind, name, self.specs[name], {reading: model}))
 
     def _settings(self, name: str) -> Model:
         return self._aliases.get(name) or Model(name=name, files=self._default_files)
@@ -197,7 +209,7 @@ class Catalog:
                 return
             await asyncio.sleep(pauses.pause())
 
-    def _read(self, settings: Model, tokenizer_class: str | None) -> ChatModel:
+    def _read(self, settings: Model, tokenizer_class: str | None, *, fast: bool = True) -> ChatModel:
         assert settings.files is not None
         return load_model(
             settings.files,
@@ -206,6 +218,7 @@ class Catalog:
             tokenizer_class=tokenizer_class,
             chat_template=_template(settings),
             cache=SegmentCache(self._cache_bytes),
+            fast=fast,
         )
 
 

@@ -175,7 +175,7 @@ def load_model(
         segments.use(encoder)
     model_config = _read_json(directory / "config.json")
     ids = _ids(tokenizer, model_config)
-    _give_back()
+    give_back()
     return ChatModel(
         segments,
         templates,
@@ -196,7 +196,7 @@ def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str
     return _OWN_ENCODERS.get(str(model_config.get("model_type")))
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Free memory goes back to the system: reading a tokenizer leaves 40 to 100 MB of it. glibc only, else nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
