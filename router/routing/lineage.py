@@ -67,7 +67,8 @@ class Session:
     warm_at: str = ""
     warm: float = 0.0
     sent_here: bool = True
-    ends: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=ENDS_KEPT))
+    ends: list[tuple[int, bytes]] = field(default_factory=list)
+    """Of its last ENDS_KEPT steps, the current one last."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -278,14 +279,14 @@ class Lineage:
             session.ends.remove(end)
             self._drop_end(session, *end)
         elif len(session.ends) == ENDS_KEPT:
-            self._drop_end(session, *session.ends[0])
+            self._drop_end(session, *session.ends.pop(0))
         session.ends.append(end)
         block, tail = end
         bucket = self._ends.setdefault(block, [])
         bucket.append((tail, session))
         if len(bucket) > _SAME_END:
             tail, other = bucket.pop(0)
-            other.ends = deque((one for one in other.ends if one != (block, tail)), ENDS_KEPT)
+            other.ends = [one for one in other.ends if one != (block, tail)]
 
     def _drop_end(self, session: Session, block: int, tail: bytes) -> None:
         bucket = self._ends.get(block)

@@ -1,5 +1,6 @@
 """The caches against brute force and against a consumer of their events."""
 
+import random
 from array import array
 from collections import Counter, OrderedDict
 
@@ -127,11 +128,14 @@ class ModelPool:
     def __init__(self, blocks: int, size: int) -> None:
         self.size = size
         self.free: OrderedDict[int, tuple[int, ...] | None] = OrderedDict((i, None) for i in range(blocks))
+        self.filled: dict[int, int] = {}
+        """Block -> when it got its content: of several copies the oldest is hit."""
 
     def hits(self, tokens: list[int], prompt_len: int) -> int:
         size, found = self.size, []
         for end in range(size, prompt_len, size):
-            match = next((b for b, held in self.free.items() if held == tuple(tokens[:end])), None)
+            copies = [b for b, held in self.free.items() if held == tuple(tokens[:end])]
+            match = min(copies, key=self.filled.__getitem__, default=None)
             if match is None:
                 break
             found.append(match)
@@ -140,6 +144,7 @@ class ModelPool:
             block, _old = self.free.popitem(last=False)
             end = (index + 1) * size
             held.append((block, tuple(tokens[:end]) if end <= len(tokens) else None))
+            self.filled[block] = max(self.filled.values(), default=0) + 1
         for block, content in reversed(held):
             self.free[block] = content
             if content is None:
@@ -158,6 +163,18 @@ def test_hits_equal_brute_force(batch: list[list[int]]) -> None:
         seq = sequence(prompt, generate=2)
         run(pool, seq)
         assert seq.cached == model.hits([*prompt, seq.output[0]], len(prompt))
+
+
+def test_a_pool_that_is_hit_again_and_again_forgets_the_old_order() -> None:
+    source, pool, model, places = random.Random(3), BlockPool(48, 2), ModelPool(48, 2), 0
+    for number in range(3000):
+        prompt = [number // 100 * 8 + source.randrange(3)] * source.randint(1, 40)
+        seq = sequence(prompt, generate=2)
+        run(pool, seq)
+        assert seq.cached == model.hits([*prompt, seq.output[0]], len(prompt))
+        assert pool._idle_places == sum(len(freed) for _, freed in pool._idle) <= 4 * 48
+        places = max(places, pool._idle_places)
+    assert places > 3 * 48, "nothing was ever left out"
 
 
 @settings(max_examples=60, deadline=None)
