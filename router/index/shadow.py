@@ -6,7 +6,8 @@ the engine's real eviction: matches from it are approximate.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from router.index.types import Cleared, Delta, Tier
@@ -28,24 +29,22 @@ class ShadowCache:
 
     def touch(self, chain: Sequence[int], block_size: int) -> Delta:
         """A prompt with this chain went to the replica; what that stores and evicts. A longer chain is cut."""
-        keys = self._keys
-        stored: list[int] = []
-        for key in reversed(chain[: self.capacity_tokens // block_size]):
-            if key in keys:
-                keys.move_to_end(key)
-            else:
-                stored.append(key)
-                keys[key] = block_size
+        keys, cut = self._keys, chain[: self.capacity_tokens // block_size]
+        # A block is used with each block behind it, and later than those: what is known of a chain is its beginning.
+        known = bisect_left(cut, True, key=lambda key: key not in keys)
+        stored = cut[known:]
+        for key in reversed(stored):
+            keys[key] = block_size
+        deque(map(keys.move_to_end, reversed(cut[:known])), maxlen=0)
         self.tokens += len(stored) * block_size
         dropped: list[int] = []
         while self.tokens > self.capacity_tokens:
             key, size = keys.popitem(last=False)
             self.tokens -= size
             dropped.append(key)
-        stored.reverse()
         delta = Delta()
         if stored:
-            delta.stored[Tier.DEVICE] = stored
+            delta.stored[Tier.DEVICE] = list(stored)
         if dropped:
             delta.dropped[Tier.DEVICE] = dropped
         return delta
