@@ -20,7 +20,6 @@ _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _SHARED = frozenset({"messages", "input", "tools"})  # the second is the Responses API's history
 SPAN_BYTES = 16 * 1024
-_SKIMMED_WHOLE = 4096
 _AT_ONCE = 256  # new messages decoded in about a millisecond
 _SEED = SystemRandom().getrandbits(64)  # nobody outside can make two messages that have one key
 _OVERHEAD = 1600  # a small message's dicts, its conversions and the entry, measured
@@ -190,11 +189,6 @@ class History:
 
 def skim(body: bytes) -> Any:
     """The same as History.decode, but with empty lists for those of messages and tools. Raises as it does."""
-    if len(body) <= _SKIMMED_WHOLE:  # cheaper than to look where its fields begin
-        decoded = _decode(body)
-        if isinstance(decoded, dict):
-            decoded |= {name: [] for name in _SHARED.intersection(decoded) if isinstance(decoded[name], list)}
-        return decoded
     if body.lstrip(b" \t\r\n")[:1] != b"{":
         return _decode(body)
     return {
