@@ -142,22 +142,29 @@ class Catalog:
             ):  # found out for another replica meanwhile
                 return asked not in self._hopeless
             for reading in CLASSES:
-                if await self._reads_so(session, url, info, reading):
+                found = await self._reading(session, url, info, reading)
+                if found is not None:
                     log.info("model %s: %s engines read its tokenizer as %s", name, info.kind, reading)
-                    self._readings[name, info.kind] = await asyncio.to_thread(self._read, settings, reading)
+                    self._readings[name, info.kind] = found
                     self._specify(name)
                     return True
             self._hopeless.add(asked)
             await asyncio.to_thread(give_back)
             return False
 
-    async def _reads_so(self, session: aiohttp.ClientSession, url: str, info: EngineInfo, reading: str) -> bool:
+    async def _reading(
+        self, session: aiohttp.ClientSession, url: str, info: EngineInfo, reading: str
+    ) -> ChatModel | None:
+        """The model read that way, if that is how the replica reads it."""
         name = info.models[0]
+        settings = self._settings(name)
         try:  # slow to encode, but half as large and loaded in a third of the time: enough for a few conversations
-            model = await asyncio.to_thread(self._read, self._settings(name), reading, fast=False)
+            model = await asyncio.to_thread(self._read, settings, reading, fast=False)
+            if not await matching(session, url, info.kind, name, self.specs[name], {reading: model}):
+                return None
+            return await asyncio.to_thread(self._read, settings, reading)
         except ModelFilesError:
-            return False
-        return bool(await matching(session, url, info.kind, name, self.specs[name], {reading: model}))
+            return None
 
     def _settings(self, name: str) -> Model:
         return self._aliases.get(name) or Model(name=name, files=self._default_files)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from support.waiting import until
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from replica.simulator.config import MODEL_DIR
+from router.catalog import Catalog
+from router.config.model import Model
+from router.prompt.model import ChatModel
 from router.prompt.pipelines import apply_class
 
 
@@ -73,6 +76,25 @@ async def test_another_reading_of_the_tokenizer_file_is_found_and_used(build, tm
     assert (
         int(headers["x-prefix-router-matched-tokens"]) == answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     )
+
+
+async def test_replicas_that_no_reading_fits_make_the_router_read_the_file_once_more(
+    build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, read, reads = tmp_path / "served", Catalog._read, []
+
+    def counted(self: Catalog, settings: Model, tokenizer_class: str | None, *, fast: bool = True) -> ChatModel:
+        reads.append((tokenizer_class, fast))
+        return read(self, settings, tokenizer_class, fast=fast)
+
+    monkeypatch.setattr(Catalog, "_read", counted)
+    shutil.copytree(MODEL_DIR, served)
+    tokenizer = Tokenizer.from_file(str(served / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(served / "tokenizer.json"))
+    system = await build(replicas=3, simulator={"model_dir": served}, model_files=str(MODEL_DIR))
+    await until(lambda: all(replica.distrust for replica in system.app.fleet), "all were compared")
+    assert reads == [(None, True), ("Qwen2Tokenizer", False)]
 
 
 async def test_ids_are_asked_of_the_engine_where_the_router_has_none(build) -> None:
