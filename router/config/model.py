@@ -254,7 +254,7 @@ class Routing(Section):
         _d("Request header that names the session. The headers of Claude Code, Codex and OpenCode are known as well."),
     ] = "x-session-id"
     session_cookie: Annotated[Name | None, _d("Cookie that names the session, for clients that keep one.")] = None
-    max_sessions: Annotated[Count, _d("Sessions remembered, at most; about 1 kB each.")] = 100_000
+    max_sessions: Annotated[Count, _d("Sessions remembered, at most; 1 to 2 kB each.")] = 100_000
     warm_prefixes: Annotated[
         int,
         Meta(ge=0),

@@ -17,7 +17,7 @@ Templates write something behind the last message that the next step's prompt do
 opened thought, say). Those tokens are the same in every prompt of a model, so the common tail of recent prompts is
 left out of the end.
 
-Bounded: `max_sessions` sessions, the longest unused are forgotten; each is about 1 kB.
+Bounded: `max_sessions` sessions, the longest unused are forgotten; each is 1 to 2 kB, most of it for its ends.
 """
 
 from __future__ import annotations
