@@ -7,14 +7,15 @@
               (at most half of that prompt's: an answer that hasn't begun says no more)
     crowd   = decode_tokens x sequences running there / rate        each takes its share of every step
             + ANSWER_WEIGHT x answer_s x busy / (1 - busy)          others' prefills slow down our answer
-    prefill = (recompute_weight + ANSWER_WEIGHT x sequences running there) x own work / rate
+    prefill = (recompute_weight x work + ANSWER_WEIGHT x sequences running there x still) / rate
               The first weight is above 1 because recomputing uses up what waiting does not, and puts everyone behind;
               the second because an engine computes prompts in the steps of its running sequences: every answer under
               way there stands still meanwhile. A long new prompt goes where few answers wait for it.
-              own work: of the session's own uncached tokens + shared / users + LOWER_COST x lower, each token dearer
-              the more it attends to (fleet.speed.effort). shared: uncached tokens that other sessions have too; a new
-              copy of those also serves the next sessions that begin so (users = copy_users / SPREAD, from 1 to
-              MAX_USERS). lower: held, but below the GPU.
+              work: of the session's own uncached tokens + shared / users + LOWER_COST x lower, each token dearer the
+              more it attends to (fleet.speed.effort). shared: uncached tokens that other sessions have too; a new copy
+              of those also serves the next sessions that begin so (users = copy_users / SPREAD, from 1 to MAX_USERS).
+              lower: held, but below the GPU. still: the same with shared / sqrt(users), since who stands still now
+              has less of a copy than those who come later: a crowd's prefix is not computed everywhere at once.
     later   = horizon x crowded + evictions x evicted / rate
               crowded  = (base + step_tokens / rate + decode_tokens x usual sequences / rate) / (1 - busy)
                                                                     a later step, among those who are usually there
@@ -41,6 +42,7 @@ step is cheaper where the prompt is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,6 +89,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
     )
     common = min(ask.shared_tokens, prompt)
     users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
+    copy, delay = 1.0 / users, 1.0 / math.sqrt(users)
     horizon = min(HOME_STEPS, steps) if home else steps
     evictions = max(1.0, steps)
     token_s, base_s, growth, kept_too = 1.0 / ask.rate, ask.base_s, ask.step_tokens, kept + ask.shared_tokens
@@ -94,7 +97,8 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
     now = ask.now
     start, fade = epoch(now)
     attention = 2 * ATTENTION_TOKENS
-    new = (prompt - common + common / users) * (1.0 + prompt / attention)
+    longer = 1.0 + prompt / attention
+    new, new_still = (prompt - common + common * copy) * longer, (prompt - common + common * delay) * longer
     """Work where nothing is cached: on most replicas."""
     known = per_token = base = alone = 0.0
     found: list[Price] = []
@@ -116,15 +120,18 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
 
         cached = candidate.held_tokens
         if not cached:
-            work = new
+            work, still = new, new_still
         else:
             if cached > hittable:
                 cached = hittable
             shared = common - cached if common > cached else 0
-            work = prompt - cached - shared + shared / users
-            work *= 1.0 + (prompt + cached) / attention  # see fleet.speed.effort
+            longer = 1.0 + (prompt + cached) / attention  # see fleet.speed.effort
+            own = prompt - cached - shared
+            work, still = (own + shared * copy) * longer, (own + shared * delay) * longer
             if candidate.lower_tokens:
-                work += LOWER_COST * min(candidate.lower_tokens, cached)
+                lower = LOWER_COST * min(candidate.lower_tokens, cached)
+                work += lower
+                still += lower
 
         later = 0.0
         if steps:
@@ -148,7 +155,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         if head is not None and now > load.since:
             queue -= min(0.5 * head.prefill * per_token, now - load.since)
         crowd = decode * sequences * per_token + answer_s * busy / slack
-        prefill = (recompute + ANSWER_WEIGHT * sequences) * work * per_token
+        prefill = (recompute * work + ANSWER_WEIGHT * sequences * still) * per_token
         total = base + queue + crowd + prefill + later - preferred
         found.append((total, load.turn, place, base, queue, crowd, prefill, later, preferred))
     return found

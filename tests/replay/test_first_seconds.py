@@ -105,7 +105,7 @@ def test_the_first_spread_of_a_hot_prefix_keeps_nobody_waiting_longer_than_deali
 
     for policy in ("round_robin", "least_load"):
         assert mean(rows("prefix"), "p99_ttft_ms") <= mean(rows(policy), "p99_ttft_ms"), policy
-        assert mean(rows("prefix"), "goodput_share") >= mean(rows(policy), "goodput_share"), policy
+        assert mean(rows("prefix"), "goodput_share") >= mean(rows(policy), "goodput_share") + 0.025, policy
 
 
 @pytest.mark.parametrize(("replicas", "factor"), [(4, 2.0), (4, 4.0), (4, 8.0), (8, 4.0), (8, 8.0)])
