@@ -15,7 +15,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 HORIZON_S = 60.0
-SHORTEST = 0.1
+APART_S = 0.01
+"""Seconds. Sessions that begin closer together count for less: four that one agent starts at once are no rate."""
+SHORTEST = 0.07
 """The least share of the horizon that a count stands for: two requests in the same second are no rate."""
 MAX_BYTES = 16 << 20
 
@@ -47,22 +49,24 @@ class Popularity:
         """A session began with this prefix; `prefix` where its ids are known."""
         known = key in self._counts
         count, at, since = self._counts.pop(key, (0.0, now, now))
-        self._counts[key] = (count * math.exp((at - now) / HORIZON_S) + 1.0, now, since)
+        self._counts[key] = (_one_more(count, at, now), now, since)
         if known and prefix is not None:
             self._keep(key, prefix)
         if len(self._counts) > self.max_prefixes:
             self._drop(self._counts.popitem(last=False)[0])
 
     def expected(self, key: int, now: float) -> float:
-        """Sessions expected to begin with it within HORIZON_S, at the rate of lately."""
+        """Sessions expected to begin with it within HORIZON_S, at the rate of lately, one that begins now included."""
         count, at, since = self._counts.get(key, (0.0, now, now))
-        known = 1.0 - math.exp((since - now) / HORIZON_S)
-        return count * math.exp((at - now) / HORIZON_S) / max(known, SHORTEST)
+        return _one_more(count, at, now) / _known(since, now)
 
     def hottest(self, count: int, now: float) -> list[tuple[HotPrefix, float]]:
         """(prefix, expected sessions) of those whose ids are kept, most first."""
-        ranked = sorted(((self.expected(key, now), key) for key in self._prefixes), reverse=True)
-        return [(self._prefixes[key], expected) for expected, key in ranked[:count]]
+        expected = []
+        for key in self._prefixes:
+            noted, at, since = self._counts[key]
+            expected.append((noted * math.exp((at - now) / HORIZON_S) / _known(since, now), key))
+        return [(self._prefixes[key], rate) for rate, key in sorted(expected, reverse=True)[:count]]
 
     def _keep(self, key: int, prefix: HotPrefix) -> None:
         self._drop(key)
@@ -75,3 +79,13 @@ class Popularity:
         prefix = self._prefixes.pop(key, None)
         if prefix is not None:
             self._bytes -= len(prefix.ids)
+
+
+def _one_more(count: float, at: float, now: float) -> float:
+    """A count as of `at`, with one more at `now`: less than one where that is the same moment."""
+    return count * math.exp((at - now) / HORIZON_S) + min(1.0, (now - at) / APART_S)
+
+
+def _known(since: float, now: float) -> float:
+    """The share of the horizon that a count since then stands for."""
+    return max(1.0 - math.exp((since - now) / HORIZON_S), SHORTEST)

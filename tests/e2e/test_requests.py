@@ -52,6 +52,7 @@ async def test_a_burst_with_one_prefix_stays_together_before_any_event_arrives(b
     for simulated in system.fleet:
         simulated.fault(paused=True)
     shared = {"role": "system", "content": "You are a careful coding agent. " * 400}
+    system.app.placement.clock = lambda: 1000.0  # a burst also where a busy machine takes long to read it
     burst = [asyncio.create_task(system.chat([shared, user(f"question {n}")])) for n in range(4)]
     homes: set[str] = set()
     async with asyncio.timeout(20):

@@ -200,8 +200,8 @@ def test_prefixes_are_counted_faded_and_bounded() -> None:
         popularity.note(1, second)
     popularity.note(2, 10)
     assert popularity.expected(1, 10) == pytest.approx(60, rel=0.05), "one a second"
-    assert popularity.expected(2, 10) == pytest.approx(10), "one is no rate yet"
-    assert popularity.expected(1, 1000) < 0.01
+    assert popularity.expected(2, 10) == 0, "one is no rate yet"
+    assert popularity.expected(1, 1000) == pytest.approx(1, rel=0.01), "the one who asks"
     first, second = HotPrefix("m", "", b"1"), HotPrefix("m", "salt", b"2")
     for key, prefix in ((1, first), (2, second)):
         popularity.note(key, 10, prefix)
@@ -210,6 +210,15 @@ def test_prefixes_are_counted_faded_and_bounded() -> None:
         popularity.note(key, 11)
     assert len(popularity) == 3
     assert popularity.hottest(5, 11) == []
+
+
+def test_a_burst_is_no_rate_and_a_crowd_is_one_within_its_first_moments() -> None:
+    burst, crowd = Popularity(), Popularity()
+    for number in range(8):
+        burst.note(1, 5.0 + number * 0.0005)
+        crowd.note(1, 5.0 + number * 0.03)
+    assert burst.expected(1, 5.004) < 3
+    assert crowd.expected(1, 5.24) > 60
 
 
 def test_state_is_remembered_within_bounds() -> None:
