@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 HORIZON_S = 60.0
-APART_S = 0.01
+APART_S = 0.02
 """Seconds. Sessions that begin closer together count for less: four that one agent starts at once are no rate."""
 SHORTEST = 0.07
 """The least share of the horizon that a count stands for: two requests in the same second are no rate."""
