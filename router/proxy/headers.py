@@ -18,17 +18,20 @@ _KEPT = frozenset((b"host", b"content-length", b"content-type", b"authorization"
 
 
 class _Passing(dict[bytes, bool]):
-    """Whether a header of a name (in a peer's case) goes on. Worked out once for each name, of the last thousand."""
+    """Whether a header of a name (in a peer's case) goes on. Worked out once for each name, of the last thousand
+    (and of at most 100 bytes)."""
 
     def __init__(self, dropped: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
         super().__init__()
         self._dropped, self._prefixes = dropped, prefixes
 
     def __missing__(self, name: bytes) -> bool:
-        if len(self) >= 1000:
-            self.clear()
         key = name.lower()
-        passes = self[name] = key not in self._dropped and not key.startswith(self._prefixes)
+        passes = key not in self._dropped and not key.startswith(self._prefixes)
+        if len(name) <= 100:
+            if len(self) >= 1000:
+                self.clear()
+            self[name] = passes
         return passes
 
 
