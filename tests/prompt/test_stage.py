@@ -305,8 +305,8 @@ async def test_thousands_of_short_messages_leave_the_loop_free(tiny: ChatModel) 
 
     gc.collect()
     gc.disable()  # of the whole test process's objects: not what is measured
-    try:  # done in one go it takes 45 ms
-        assert min([await longest(number) for number in range(3)]) < 0.010
+    try:  # 6 ms here; done in one go it takes 45 ms, and both take twice that where other work empties the CPU's caches
+        assert min([await longest(number) for number in range(5)]) < 0.020
     finally:
         gc.enable()
     stage.close()
