@@ -171,7 +171,7 @@ async def test_an_engine_that_publishes_by_itself(
     assert held > 50
     server.restart()  # empty
     await until(lambda: shared.mirror.status().bootstraps > bootstraps, "read anew")
-    await until(lambda: index.replica_blocks("plugged") == held, "all published again")
+    await until(lambda: index.replica_blocks("plugged") >= held, "all published again")
     await until(followed, "and known", 10)
     await exact_for(10, chance)
 
