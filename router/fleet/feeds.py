@@ -206,8 +206,7 @@ def _followed(replica: Replica, exact: bool) -> bool:
 
 def _entry(replica: Replica, exact: bool) -> str:
     """The entry of the index that speaks for a replica: its own, or its shadow's."""
-    own = exact and replica.feed is Feed.EVENTS and not replica.distrust
-    return replica.id if own else f"{replica.id}\0shadow"
+    return replica.id if _followed(replica, exact) else _shadow_id(replica.id)
 
 
 def _shadow_id(replica_id: str) -> str:

@@ -86,13 +86,13 @@ class _Template:
     @classmethod
     def of(cls, request: Request, data: bytes) -> _Template | None:
         """Of the only request in `data`; None if it is not alone there, its connection closes or becomes another one,
-        or its length is not told by one Content-Length."""
+        its length is not told by one Content-Length, or its head is too long to be kept while the connection idles."""
         if not (request.keep_alive and request.version == "1.1") or not _UNUSUAL.isdisjoint(request.names):
             return None
         places = [at for at, header in enumerate(request.headers) if header[0].lower() == b"content-length"]
         end = data.find(b"\r\n\r\n") + 4
         found = _LENGTH.search(data, 0, end)
-        if len(places) != 1 or found is None or end + len(request.body) != len(data):
+        if len(places) != 1 or found is None or end + len(request.body) != len(data) or end > _LONGEST:
             return None
         return cls(request, data[: found.start(1)], data[found.end(1) : end], places[0])
 
@@ -117,6 +117,7 @@ class _Template:
 _UNUSUAL = frozenset((b"expect", b"transfer-encoding", b"upgrade"))
 _LENGTH = re.compile(rb"(?i:\r\ncontent-length:)[ \t]*([0-9]{1,10})[ \t]*\r\n")
 _MAX_DIGITS = 11
+_LONGEST = 4096
 _MISSES = 8
 """Requests of a connection that differ from the one before, after which nobody looks for another that does not."""
 

@@ -149,9 +149,10 @@ class History:
             while array[end] in b" \t\r\n":
                 end += 1
             end = array.find(b",", end + len(raw)) + 1
-            if not end or not isinstance(message, Message):
+            key = xxh3_64_intdigest(raw, _SEED)
+            if not end or not isinstance(message, Message) or self._known.get(key) is not message:
                 return
-            keys.append(xxh3_64_intdigest(raw, _SEED))
+            keys.append(key)
             if end - begin >= SPAN_BYTES:
                 self._keep_span(xxh3_64_intdigest(array[begin : begin + SPAN_BYTES]), _Span(array[begin:end], keys))
                 begin, keys = end, []

@@ -152,7 +152,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
             later += evictions * kept * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
         head = load.head
-        if head is not None and now > load.since:
+        if head is not None and now > load.since:  # as Load.left
             queue -= min(0.5 * head.prefill * per_token, now - load.since)
         crowd = decode * sequences * per_token + answer_s * busy / slack
         prefill = (recompute * work + ANSWER_WEIGHT * sequences * still) * per_token
