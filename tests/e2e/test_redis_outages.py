@@ -126,11 +126,11 @@ async def test_loading_a_dump(servers: Callable[..., Server], kind: str, lookup:
         traffic, admin = Traffic(system, app), connect(server.url)
         async with traffic.flowing():
             await traffic.more()
-            fill = "for i = 1, 2000 do redis.call('SET', 'filler:' .. i, string.rep('x', 64)) end"
+            fill = "for i = 1, 4000 do redis.call('SET', 'filler:' .. i, string.rep('x', 64)) end"
             await admin.execute("EVAL", fill, 0)
             await admin.execute("SAVE")
             await traffic.more()  # the dump is older than what the agents wrote last
-            # 1 ms a key: the server answers LOADING for two seconds.
+            # 1 ms a key: the server answers LOADING for four seconds.
             server.restart("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
             await says(system, app, "Redis is not ready: ")
             await shows(system, app, "redis_up", lambda value: value == 0)

@@ -125,6 +125,7 @@ def test_pools_have_prefixes_of_one_hash_tag() -> None:
         (redis_errors.AuthenticationError("WRONGPASS invalid"), Trouble.AUTH),
         (redis_errors.ResponseError("NOAUTH Authentication required."), Trouble.AUTH),
         (redis_errors.BusyLoadingError("Redis is loading the dataset in memory"), Trouble.LOADING),
+        (redis_errors.ConnectionError("Valkey is loading the dataset in memory"), Trouble.LOADING),
         (redis_errors.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), Trouble.FULL),
         (redis_errors.ReadOnlyError("You can't write against a read only replica."), Trouble.READONLY),
         (redis_errors.TimeoutError("Timeout reading"), Trouble.SLOW),

@@ -44,7 +44,9 @@ def reason(error: BaseException) -> tuple[Trouble, str]:
     ):
         return Trouble.AUTH, f"Redis refuses the credentials: {text}; check the username, password and ACL"
     not_ready = redis_errors.BusyLoadingError | redis_errors.ClusterDownError  # MASTERDOWN is one of the latter
-    if isinstance(error, not_ready) or upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")):
+    # While a connection is set up, redis-py raises what a loading server says as a plain ConnectionError.
+    loading = upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")) or "IS LOADING THE DATASET" in upper
+    if isinstance(error, not_ready) or loading:
         return Trouble.LOADING, f"Redis is not ready: {text}"
     if isinstance(error, redis_errors.OutOfMemoryError) or upper.startswith(("OOM", "COMMAND NOT ALLOWED WHEN USED")):
         return Trouble.FULL, f"Redis is full: {text}; raise maxmemory"
