@@ -35,6 +35,10 @@ STORE_ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSE
 
 def reason(error: BaseException) -> tuple[Trouble, str]:
     """The kind of an error and a sentence with what to do. Never holds a password: redis-py puts none into errors."""
+    while type(error) is redis_errors.ConnectionError and isinstance(
+        error.__cause__, redis_errors.RedisError | TimeoutError
+    ):
+        error = error.__cause__  # what went wrong while a connection was set up, in redis-py's wrapping
     text = str(error) or type(error).__name__
     upper = text.upper()
     if isinstance(error, LayoutError):
@@ -44,9 +48,7 @@ def reason(error: BaseException) -> tuple[Trouble, str]:
     ):
         return Trouble.AUTH, f"Redis refuses the credentials: {text}; check the username, password and ACL"
     not_ready = redis_errors.BusyLoadingError | redis_errors.ClusterDownError  # MASTERDOWN is one of the latter
-    # While a connection is set up, redis-py raises what a loading server says as a plain ConnectionError.
-    loading = upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")) or "IS LOADING THE DATASET" in upper
-    if isinstance(error, not_ready) or loading:
+    if isinstance(error, not_ready) or upper.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN")):
         return Trouble.LOADING, f"Redis is not ready: {text}"
     if isinstance(error, redis_errors.OutOfMemoryError) or upper.startswith(("OOM", "COMMAND NOT ALLOWED WHEN USED")):
         return Trouble.FULL, f"Redis is full: {text}; raise maxmemory"
