@@ -54,6 +54,7 @@ async def test_down_at_start_slow_and_restarted_empty(
     await until(lambda: writer.status().trouble == "down" and mirror.status().trouble == "down")
     server.start()
     await until(lambda: "a" in mirror.match([1, 2, 3]))
+    await mirror.caught_up()
     server.pause()
     await until(lambda: writer.status().trouble == "slow" and mirror.status().trouble == "slow")
     assert mirror.match([1, 2, 3])["a"].blocks == 3, "the last copy stays in use"

@@ -144,13 +144,13 @@ class RedisMirror:
         )
 
     async def caught_up(self) -> None:
-        """Wait until everything that is in Redis now is here. Errors are the store's."""
+        """Wait until everything that is in Redis now is here, and is not to be read anew. Errors are the store's."""
         roster = await self._registry.refresh()
-        if self._fresh and roster.origin == self._origin and self._number >= roster.number:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((roster.number, future))
-        await future
+        while not (self._fresh and roster.origin == self._origin and self._number >= roster.number):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((roster.number, future))
+            await future
+            roster = await self._registry.refresh() if roster.origin != self._origin else roster
 
     async def run(self) -> None:
         """Follow Redis until cancelled."""
