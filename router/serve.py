@@ -30,6 +30,7 @@ from router.config import Config, ConfigError, load_config
 from router.index.redis.connect import RedisConfigError
 from router.reload import Reloader, apply, set_log_levels
 from router.routing.policies import POLICIES
+from router.signals import ignore_stop_signals, on_stop_signals
 from router.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -104,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(config: Config, args: argparse.Namespace) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    on_stop_signals(loop, stopping.set)
     app: App | Supervisor
     try:
         if config.workers > 1:
@@ -137,7 +137,7 @@ async def _serve(config: Config, args: argparse.Namespace) -> int:
         )
     finally:
         watching.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, app.hurry)
+        on_stop_signals(loop, app.hurry)
         await app.stop()
+        ignore_stop_signals(loop)
     return 0

@@ -19,6 +19,7 @@ from router.fleet.membership import Wishes
 from router.fleet.replica import Health
 from router.index.redis.connect import RedisConfigError
 from router.reload import apply, set_log_levels
+from router.signals import ignore_stop_signals, on_stop_signals
 from router.workers import Place, Setup
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,7 @@ def _say(line: str) -> None:
 async def _work(setup: Setup) -> int:
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     # Signals may come to the whole group, the supervisor included: one more must not cut what runs.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    on_stop_signals(loop, stopping.set)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         app = App(setup.config, model_files=setup.model_files, place=Place.of(setup), more_routes=_routes)
@@ -68,6 +68,7 @@ async def _work(setup: Setup) -> int:
     finally:
         await app.stop()
         watching.cancel()
+        ignore_stop_signals(loop)
     return 0
 
 

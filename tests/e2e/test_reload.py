@@ -223,6 +223,18 @@ async def test_sigterm_turns_readiness_off_closes_idle_connections_and_finishes_
         assert "cut requests" not in router.log
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_signals_while_it_winds_up_do_not_change_the_exit_status(
+    fleet, client, tmp_path: Path, workers: int
+) -> None:
+    async with router_process(tmp_path, {"replicas": replicas(fleet, 0), "workers": workers}) as router:
+        await router.up(client, 1)
+        while not router.ended:
+            router.signal(signal.SIGTERM)
+            await asyncio.sleep(0.005)
+        assert await router.stop() == 0
+
+
 async def test_a_second_signal_cuts_what_still_runs(fleet, client, tmp_path: Path) -> None:
     async with router_process(tmp_path, {"replicas": replicas(fleet, 0), "shutdown": {"grace_s": 600}}) as router:
         await router.up(client, 1)

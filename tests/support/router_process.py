@@ -81,7 +81,8 @@ class RouterProcess:
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
-        os.kill(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and this loop has not been told yet
+            os.kill(self.process.pid, number)
 
     async def up(self, client: aiohttp.ClientSession, count: int) -> None:
         """So many replicas are up."""
