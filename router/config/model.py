@@ -247,7 +247,7 @@ class Routing(Section):
         float,
         Meta(ge=0),
         _d("Policy prefix: by how many uncached prefill tokens a session prefers the replica of its last step."),
-    ] = 256.0
+    ] = 512.0
     session_header: Annotated[
         str,
         Meta(pattern=r"^[A-Za-z0-9-]+$"),

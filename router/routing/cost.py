@@ -19,7 +19,7 @@
     later   = horizon x crowded + evictions x evicted / rate
               crowded  = (base + step_tokens / rate + decode_tokens x usual sequences / rate) / (1 - busy)
                                                                     a later step, among those who are usually there
-              evicted  = tokens of warm sessions that don't fit beside this one
+              evicted  = tokens of warm sessions that don't fit beside this one, and beside a new copy of a prefix
               A session that is placed here comes back here. One that is looking for its first home chooses for all its
               steps (horizon = evictions = steps_left), and early: evicted counts in proportion to how full the cache
               already is, beyond FREE_SHARE of it. One that has a home can still move when its time comes: it looks
@@ -71,7 +71,7 @@ class Weights:
 
     recompute: float = 2.0
     decode_tokens: float = 64.0
-    affinity_tokens: float = 256.0
+    affinity_tokens: float = 512.0
 
 
 def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[Price]:
@@ -120,14 +120,14 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
 
         cached = candidate.held_tokens
         if not cached:
-            work, still = new, new_still
+            copied, work, still = common, new, new_still
         else:
             if cached > hittable:
                 cached = hittable
-            shared = common - cached if common > cached else 0
+            copied = common - cached if common > cached else 0
             longer = 1.0 + (prompt + cached) / attention  # see fleet.speed.effort
-            own = prompt - cached - shared
-            work, still = (own + shared * copy) * longer, (own + shared * delay) * longer
+            own = prompt - cached - copied
+            work, still = (own + copied * copy) * longer, (own + copied * delay) * longer
             if candidate.lower_tokens:
                 lower = LOWER_COST * min(candidate.lower_tokens, cached)
                 work += lower
@@ -146,10 +146,10 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
                 full -= ask.own_warm
                 preferred = affinity * token_s
             if capacity and full > capacity:
-                later += min(kept, full - capacity) * per_token
+                later += min(kept + copied, full - capacity) * per_token
         elif capacity and full > FREE_SHARE * capacity:
             share = (full / capacity - FREE_SHARE) / (1.0 - FREE_SHARE)
-            later += evictions * kept * min(1.0, share) * per_token
+            later += (evictions * kept + copied) * min(1.0, share) * per_token
         queue = (load.pending_prefill + load.other_prefill) * per_token
         head = load.head
         if head is not None and now > load.since:  # as Load.left

@@ -27,11 +27,11 @@ class Prefix:
     uses_cache = True
 
     def __init__(self, weights: Weights | None = None) -> None:
-        self._weights = weights or Weights()
+        self.weights = weights or Weights()
 
     def select(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
         """Cheapest first."""
-        priced = prices(ask, candidates, self._weights)
+        priced = prices(ask, candidates, self.weights)
         priced.sort()
         order = [candidates[price[2]] for price in priced]
         held = [candidate.held_tokens for candidate in candidates]

@@ -8,6 +8,9 @@ import pytest
 
 from router.config import ConfigError, load_config
 from router.config.reference import render
+from router.routing.cost import Weights
+from router.routing.policies import Prefix
+from router.settings import make_policy
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -18,6 +21,12 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_defaults_are_a_valid_configuration() -> None:
     assert load_config().routing.policy == "prefix"
+
+
+def test_the_router_and_a_replay_weigh_alike_by_default() -> None:
+    policy = make_policy(load_config().routing)
+    assert isinstance(policy, Prefix)
+    assert policy.weights == Weights()
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
