@@ -52,6 +52,7 @@ from router.observe.recent import Recent
 from router.observe.sessions import Sessions
 from router.prompt.chains import CHUNK_BLOCKS
 from router.prompt.engine_ids import AskedIds
+from router.prompt.requests import limit_messages
 from router.prompt.stage import PromptStage
 from router.proxy.admission import Admission
 from router.proxy.forward import Forwarder
@@ -126,8 +127,9 @@ class App:
         self.membership = Membership(self.fleet, self.add, self.remove)
         if config.index.backend == "redis":
             self.feeds.shared = self._shared(config)
-        self.catalog = Catalog(config.models, model_files, config.prompt.segment_cache_mb << 20)
         prompt = config.prompt
+        limit_messages(prompt.message_cache_mb << 20)
+        self.catalog = Catalog(config.models, model_files, prompt.segment_cache_mb << 20, prompt.render_cache_mb << 20)
         self.asked = AskedReplicas(self.fleet, 1 + 2 * prompt.ask_timeout_s, lambda: self.credentials.session())
         ask = AskedIds(self.asked, seconds=prompt.ask_timeout_s, max_bytes=prompt.ask_cache_mb << 20)
         self.prompts = PromptStage(

@@ -36,13 +36,15 @@ class Catalog:
     `default_files`: files for a model that the configuration doesn't name (the --model-files flag).
     """
 
-    def __init__(self, configured: Sequence[Model], default_files: str | None, segment_cache_bytes: int) -> None:
+    def __init__(
+        self, configured: Sequence[Model], default_files: str | None, segment_cache_bytes: int, render_cache_bytes: int
+    ) -> None:
         self.specs: dict[str, ModelSpec] = {}
         self.approximate: dict[str, str] = {}
         """Model name -> why its prompts are matched by approximate keys."""
         self._configured: Mapping[str, Model] = {model.name: model for model in configured}
         self._default_files = default_files
-        self._cache_bytes = segment_cache_bytes
+        self._segment_bytes, self._render_bytes = segment_cache_bytes, render_cache_bytes
         self._loading: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._loaded: dict[str, ChatModel] = {}
         self._readings: dict[tuple[str, str], ChatModel] = {}  # (model, engine kind) -> its engines' reading
@@ -224,8 +226,9 @@ class Catalog:
             token=_token(settings),
             tokenizer_class=tokenizer_class,
             chat_template=_template(settings),
-            cache=SegmentCache(self._cache_bytes),
+            cache=SegmentCache(self._segment_bytes),
             fast=fast,
+            max_snapshot_bytes=self._render_bytes,
         )
 
 

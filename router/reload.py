@@ -42,7 +42,8 @@ FIXED = frozenset(
     {
         *("listen.host", "listen.port", "workers", "admin.enabled", "admin.host", "admin.port", "index", "redis"),
         *("prompt.unreproducible", "prompt.ask_timeout_s", "prompt.ask_cache_mb"),
-        *("prompt.segment_cache_mb", "prompt.chain_cache_mb", "admission.max_queue", "observe", "routing.max_sessions"),
+        *("prompt.message_cache_mb", "prompt.render_cache_mb", "prompt.segment_cache_mb", "prompt.chain_cache_mb"),
+        *("admission.max_queue", "observe", "routing.max_sessions"),
     }
 )
 """Settings, and whole sections, that take effect at a restart."""

@@ -311,6 +311,8 @@ class Prompt(Section):
             "were compared and are equal."
         ),
     ] = False
+    message_cache_mb: Annotated[Count, _d("Memory for messages that were decoded before, of all models.")] = 64
+    render_cache_mb: Annotated[Count, _d("Memory for rendered beginnings of chats, per chat template.")] = 32
     segment_cache_mb: Annotated[Count, _d("Memory for tokenized text segments, per model.")] = 64
     chain_cache_mb: Annotated[Count, _d("Memory for block chains of recent prompts, per model.")] = 64
 

@@ -72,7 +72,7 @@ class History:
     """
 
     def __init__(self, max_bytes: int = 64 << 20) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._bytes = 0
         self._known: OrderedDict[int, Message | SharedList] = OrderedDict()
         self._spans: OrderedDict[int, _Span] = OrderedDict()
@@ -162,7 +162,7 @@ class History:
         old = self._spans.pop(key, None)
         self._span_bytes += span.size - (old.size if old is not None else 0)
         self._spans[key] = span
-        while self._span_bytes > self._max_bytes >> 2:
+        while self._span_bytes > self.max_bytes >> 2:
             self._span_bytes -= self._spans.popitem(last=False)[1].size
 
     def _shared(self, raw: bytes) -> Any:
@@ -180,10 +180,10 @@ class History:
         else:
             return decoded
         size = _size(raw)
-        if size <= self._max_bytes >> 3 and known is None:
+        if size <= self.max_bytes >> 3 and known is None:
             self._known[key] = shared
             self._bytes += size
-            while self._bytes > self._max_bytes:
+            while self._bytes > self.max_bytes:
                 self._bytes -= _size(self._known.popitem(last=False)[1].raw)
         return shared
 

@@ -46,6 +46,7 @@ class ChatModel:
         ids: int | None = None,
         max_chars: int = 1 << 24,
         max_seconds: float = 2.0,
+        max_snapshot_bytes: int = 32 << 20,
     ) -> None:
         """`templates`: name -> source; "default" and "tool_use" are chosen by the request's tools. May be empty.
 
@@ -56,7 +57,11 @@ class ChatModel:
         self.ids = ids
         self.tokenizer = tokenizer
         self.special_tokens = dict(special_tokens)
-        self._limits: dict[str, Any] = {"max_chars": max_chars, "max_seconds": max_seconds}
+        self._limits: dict[str, Any] = {
+            "max_chars": max_chars,
+            "max_seconds": max_seconds,
+            "max_snapshot_bytes": max_snapshot_bytes,
+        }
         self._lock = threading.Lock()
         self._aside = threading.Lock()
         self._templates = {name: self._compile(name, source) for name, source in templates.items()}
@@ -149,6 +154,7 @@ def load_model(
     fast: bool = True,
     max_chars: int = 1 << 24,
     max_seconds: float = 2.0,
+    max_snapshot_bytes: int = 32 << 20,
 ) -> ChatModel:
     """Loads from a local directory, or else from the hub by id (blocking: run it off the event loop).
 
@@ -184,6 +190,7 @@ def load_model(
         ids=ids,
         max_chars=max_chars,
         max_seconds=max_seconds,
+        max_snapshot_bytes=max_snapshot_bytes,
     )
 
 

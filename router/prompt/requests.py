@@ -127,6 +127,11 @@ _decode = msgspec.json.Decoder().decode
 _history = History()  # of this process; content-addressed, so it tells nobody anything about another's requests
 
 
+def limit_messages(max_bytes: int) -> None:
+    """Memory for messages that later bodies repeat."""
+    _history.max_bytes = max_bytes
+
+
 def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
     """Reads a request's body. Raises BadRequest and nothing else.
 

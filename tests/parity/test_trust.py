@@ -49,7 +49,7 @@ def test_what_is_long_past_doesn_t_count() -> None:
 async def trust() -> AsyncIterator[Trust]:
     prompts = PromptStage({})
     feeds = Feeds(MemoryIndex(1000, PredictedOverlay(5)), shadow_blocks=10)
-    trust = Trust(prompts, Catalog([], None, 1 << 20), feeds, interval_s=300, drift_alert=0.25)
+    trust = Trust(prompts, Catalog([], None, 1 << 20, 1 << 20), feeds, interval_s=300, drift_alert=0.25)
     yield trust
     await trust.close()
     prompts.close()
