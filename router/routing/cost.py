@@ -19,7 +19,8 @@
     later   = horizon x crowded + evictions x evicted / rate
               crowded  = (base + step_tokens / rate + decode_tokens x usual sequences / rate) / (1 - busy)
                                                                     a later step, among those who are usually there
-              evicted  = tokens of warm sessions that don't fit beside this one, and beside a new copy of a prefix
+              evicted  = tokens of warm sessions that don't fit beside this one; beside a new copy of shared, too,
+                         counted once and not for each step
               A session that is placed here comes back here. One that is looking for its first home chooses for all its
               steps (horizon = evictions = steps_left), and early: evicted counts in proportion to how full the cache
               already is, beyond FREE_SHARE of it. One that has a home can still move when its time comes: it looks

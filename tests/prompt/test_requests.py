@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.blocks import pack
-from router.prompt.requests import BadRequest, Endpoint, parse_request
+from router.prompt.history import History
+from router.prompt.requests import BadRequest, Endpoint, limit_messages, parse_request
 
 CHAT = "/v1/chat/completions"
 
@@ -128,3 +129,20 @@ def _only_bad_request(path: str, body: bytes) -> None:
         parse_request(path, body)
     except BadRequest as bad:
         assert bad.message
+
+
+def test_messages_are_shared_between_bodies_within_the_memory_that_is_set() -> None:
+    bodies = [chat(messages=[{"role": "user", "content": f"{number} " * 1000}]) for number in range(8)]
+
+    def kept() -> list[bool]:
+        first = [parse_request(CHAT, body).body["messages"][0] for body in bodies]
+        return [parse_request(CHAT, body).body["messages"][0] is one for body, one in zip(bodies, first, strict=True)]
+
+    assert all(kept())
+    try:
+        limit_messages(1000)  # less than one of them
+        parse_request(CHAT, chat(messages=[{"role": "user", "content": "y"}]))
+        bodies = [body.replace(b"user", b"assistant") for body in bodies]
+        assert not any(kept())
+    finally:
+        limit_messages(History().max_bytes)

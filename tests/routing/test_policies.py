@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.engines import EngineInfo
 from router.fleet.replica import Replica
 from router.fleet.speed import PRIOR_RATE, effort
 from router.routing.policies import POLICIES, LeastLoad, Prefix, Random, RoundRobin, Session
@@ -43,6 +44,18 @@ def test_prefix_leaves_a_holder_exactly_when_its_queue_costs_more_than_recomputi
         options[1].replica.load.begin(queued, sequences=0)
         decision = Prefix().select(ask(), options)
         assert (chosen(decision.order), decision.reason) == (expected, reason)
+
+
+def test_prefix_counts_the_room_that_a_new_copy_takes_in_a_cache_that_fills_up() -> None:
+    """One session in a row of 640 shared tokens: the holder is busy enough for a copy to pay, unless it evicts."""
+    for warm, expected in ((0.0, "r0"), (9_000.0, "r1")):
+        options = candidates(0, 640)
+        for option in options:
+            option.replica.info = EngineInfo(kind="vllm", models=("m",), kv_tokens=10_000)
+            option.replica.load.warm_tokens = warm
+        options[1].replica.load.begin(700, sequences=0)
+        wanted = Ask(1000, 992, shared_tokens=640, copy_users=6.0, steps_left=1.0)
+        assert chosen(Prefix().select(wanted, options).order) == expected
 
 
 def test_prefix_counts_running_sequences() -> None:
