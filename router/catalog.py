@@ -16,8 +16,9 @@ from router.api.parity import matching
 from router.config.model import Model
 from router.engines import EngineInfo
 from router.fleet.discovery.backoff import Backoff
+from router.heap import give_back
 from router.prompt.hub import HubError, ModelFilesError
-from router.prompt.model import ChatModel, give_back, load_model
+from router.prompt.model import ChatModel, load_model
 from router.prompt.pipelines import CLASSES
 from router.prompt.stage import ModelSpec
 from router.prompt.tokenizer import SegmentCache

@@ -25,8 +25,8 @@ import uvloop
 import yaml
 
 from router.app import App
-from router.collector import settle_collector
 from router.config import Config, ConfigError, load_config
+from router.heap import one_heap, settle_collector
 from router.index.redis.connect import RedisConfigError
 from router.reload import Reloader, apply, set_log_levels
 from router.routing.policies import POLICIES
@@ -92,6 +92,7 @@ def configuration(args: argparse.Namespace) -> Config:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; returns the exit status."""
+    one_heap()
     try:
         config = configuration(args)
     except ConfigError as error:

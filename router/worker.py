@@ -12,11 +12,11 @@ import uvloop
 from aiohttp import web
 
 from router.app import App
-from router.collector import settle_collector
 from router.config import Config, ConfigError
 from router.credentials import Credentials
 from router.fleet.membership import Wishes
 from router.fleet.replica import Health
+from router.heap import one_heap, settle_collector
 from router.index.redis.connect import RedisConfigError
 from router.reload import apply, set_log_levels
 from router.signals import ignore_stop_signals, on_stop_signals
@@ -30,6 +30,7 @@ SETTLE_PAUSE_S = 0.05
 
 def main() -> int:
     """Serve until told to stop; returns the exit status."""
+    one_heap()
     setup = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
     form = f"%(asctime)s %(levelname)-7s worker {setup.number}: %(message)s"
     logging.basicConfig(stream=sys.stderr, format=form)

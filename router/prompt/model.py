@@ -6,8 +6,6 @@ chat_template.json, config.json (the model's type); params.json's being there. N
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from router.heap import give_back
 from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
 from router.prompt.fast import fast_encoder
 from router.prompt.hub import ModelFilesError, fetch
@@ -201,14 +200,6 @@ def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str
     if any(next(directory.glob(name), None) for name in _MISTRAL_FILES):
         return "mistral"
     return _OWN_ENCODERS.get(str(model_config.get("model_type")))
-
-
-def give_back() -> None:
-    """Free memory goes back to the system: reading a tokenizer leaves 40 to 100 MB of it. glibc only, else nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        gc.collect()
-        trim(0)
 
 
 def _ids(tokenizer: Tokenizer, config: dict[str, Any]) -> int:
