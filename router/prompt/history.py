@@ -7,10 +7,11 @@ template's render that it saw a message before (see `resume`).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -18,6 +19,15 @@ from xxhash import xxh3_64_intdigest
 _decode = msgspec.json.Decoder().decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_TO_HISTORY = re.compile(
+    rb"""
+    [ \t\r\n]*+ \{
+    (?: [ \t\r\n]*+ "[^"\\]*+" [ \t\r\n]*+ : [ \t\r\n]*+ (?: "(?:[^"\\]|\\.)*+" | [-+.0-9A-Za-z]++ ) [ \t\r\n]*+ , )*+
+    [ \t\r\n]*+ "(messages|input)" [ \t\r\n]*+ : [ \t\r\n]*+ \[
+    """,
+    re.VERBOSE,
+)
+"""An object's beginning, to its messages, if all that comes before them is texts, numbers and the like."""
 _SHARED = frozenset({"messages", "input", "tools"})  # the second is the Responses API's history
 SPAN_BYTES = 16 * 1024
 _AT_ONCE = 256  # new messages decoded in about a millisecond
@@ -64,6 +74,14 @@ class _Span:
         self.size = 2 * len(raw) + 40 * len(keys) + 400
 
 
+class _Beginning(NamedTuple):
+    """An object's members, but for those messages that its member `name` begins with and that are known."""
+
+    fields: dict[str, msgspec.Raw]
+    name: str
+    messages: list[Any]
+
+
 class History:
     """Message by (a hash of) its bytes, least recently used out first, bounded in bytes. For one thread.
 
@@ -89,13 +107,16 @@ class History:
         """The same as decoding the body, but for the type of its messages. Raises msgspec.DecodeError and the like."""
         if body.lstrip(b" \t\r\n")[:1] != b"{":
             return _decode(body)
+        begun = self._beginning(body)
         fields: dict[str, Any] = {}
-        for name, raw in _split_object(body).items():
+        for name, raw in begun.fields.items():
             inner = bytes(raw) if name in _SHARED else b""
             if inner[:1] != b"[":
                 fields[name] = _decode(raw)
             elif name == "tools":
                 fields[name] = self._shared(inner)
+            elif name == begun.name:
+                fields[name] = begun.messages + self._elements(inner)
             else:
                 fields[name] = self._elements(inner)
         return fields
@@ -104,9 +125,9 @@ class History:
         """Decode the body's messages a few at a time; `decode` then finds them. Raises as it does."""
         if body.lstrip(b" \t\r\n")[:1] != b"{":
             return
-        for name, raw in _split_object(body).items():
+        for name, raw in self._beginning(body).fields.items():
             inner = bytes(raw)
-            if inner[:1] == b"[" and name in _SHARED and name != "tools":
+            if inner[:1] == b"[" and name in _SHARED and name != "tools" and len(inner) > SPAN_BYTES:
                 raws = [bytes(one) for one in _split_array(inner)]
                 messages: list[Any] = []
                 for at in range(0, len(raws), _AT_ONCE):
@@ -115,14 +136,29 @@ class History:
                 yield
                 yield from self._keep_spans(inner, raws, messages)
 
-    def _elements(self, array: bytes) -> list[Any]:
-        """The objects of an array of messages."""
+    def _beginning(self, body: bytes) -> _Beginning:
+        """What is known of an object's history is left out before the rest is split: that looks at each byte."""
+        opened = _TO_HISTORY.match(body) if len(body) > SPAN_BYTES else None
+        if opened is not None:
+            begin = opened.end()
+            messages, at = self._run(body, begin)
+            # Behind a comma there must be another element: an array that ends there is no JSON.
+            if messages and body[at : at + 64].lstrip(b" \t\r\n")[:1] not in (b"]", b""):
+                rest = body[:begin] + body[at:]
+                fields = _split_object(rest)
+                name = opened.group(1).decode()
+                history = fields.get(name, b"")
+                if rest.startswith(history, begin - 1):  # else the name comes again, and the last one counts
+                    return _Beginning(fields, name, messages)
+        return _Beginning(_split_object(body), "", [])
+
+    def _run(self, data: bytes, at: int) -> tuple[list[Any], int]:
+        """The messages of the known spans that an array, whose elements begin at `at`, begins with; where they end."""
         found: list[Any] = []
-        at = 1
-        while len(array) - at > SPAN_BYTES:
-            key = xxh3_64_intdigest(array[at : at + SPAN_BYTES])
+        while len(data) - at > SPAN_BYTES:
+            key = xxh3_64_intdigest(data[at : at + SPAN_BYTES])
             span = self._spans.get(key)
-            if span is None or not array.startswith(span.raw, at):
+            if span is None or not data.startswith(span.raw, at):
                 break
             messages = list(map(self._known.get, span.keys))
             if None in messages:
@@ -133,6 +169,11 @@ class History:
                 self._known.move_to_end(one)
             found += messages
             at += len(span.raw)
+        return found, at
+
+    def _elements(self, array: bytes) -> list[Any]:
+        """The objects of an array of messages."""
+        found, at = self._run(array, 1)
         rest = array if at == 1 else b"[" + array[at:]
         raws = [bytes(one) for one in _split_array(rest)]
         messages = list(map(self._shared, raws))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,65 @@ def test_growing_histories_share_their_messages(small_spans: None) -> None:
         assert all(new is old for new, old in zip(decoded, seen, strict=False))
         seen = decoded
     assert history.spans_used > 100
+
+
+def outcome(history: History, body: bytes) -> Any:
+    try:
+        return history.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "not JSON"
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    messages,
+    st.sampled_from(
+        [
+            "{",
+            '{"model": "m", "n":1,',
+            ' {"a\\\\"b":"\\\\\\"" , ',
+            '{"tools": [], ',
+            '{"messages": [1], ',
+            '{"input": "x",',
+        ]
+    ),
+    st.sampled_from(["messages", "input"]),
+    st.sampled_from(
+        ["}", ', "n": 1}', ', "messages": [{}]}', ', "messages": 1}', ', "input": []}', ', "messages": ["x"]}', ""]
+    ),
+    st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from([b"", b",", b"]", b"x", b'"', b" ", b"{"])), max_size=2),
+)
+def test_what_is_known_changes_nothing_in_what_a_body_is(
+    small_spans: None, added: list[Any], head: str, name: str, tail: str, edits: list[tuple[int, bytes]]
+) -> None:
+    """A body, well-formed or not, is to a history that knows most of its messages what it is to one that knows none."""
+    talk = [{"role": "user", "content": f"{i} " * 9} for i in range(12)]
+    history = History()
+    history.decode(json.dumps({name: [*talk, {"role": "user"}]}).encode())
+    body = f'{head}"{name}": {json.dumps(talk + added)}{tail}'.encode()
+    for place, spelled in edits:
+        at = place % len(body)
+        body = body[:at] + spelled + body[at + 1 :]
+    assert outcome(history, body) == outcome(History(), body)
+
+
+@pytest.mark.parametrize("end", ["", ",", ", ", ",]", ", ]}", ",  " + " " * 80 + "]}", ',{"role": "user"}]}'])
+def test_an_array_that_ends_behind_a_comma_is_no_json(small_spans: None, end: str) -> None:
+    talk = [{"role": "user", "content": f"{i} " * 40} for i in range(9)]
+    history = History()
+    history.decode(json.dumps({"messages": [*talk, {"role": "user"}]}).encode())
+    body = (json.dumps({"messages": talk})[:-2] + end).encode()
+    assert (outcome(history, body) == "not JSON") == (not end.endswith('"}]}'))
+    assert history.spans_used
+
+
+def test_only_what_is_new_is_warmed(small_spans: None) -> None:
+    history = History()
+    talk = [{"role": "user", "content": f"{i} " * 20} for i in range(300)] + [{"role": "user"}]
+    body = json.dumps({"model": "m", "messages": talk}).encode()
+    assert len(list(history.warm(body))) > 3
+    assert list(history.warm(body)) == []
+    assert history.decode(body) == json.loads(body)
 
 
 def test_spans_are_bounded_and_go_with_their_messages(small_spans: None) -> None:
