@@ -10,3 +10,9 @@ def place(node: nodes.Node, like: nodes.Node) -> None:
     assert like.environment is not None
     node.set_lineno(like.lineno)
     node.set_environment(like.environment)
+
+
+def ask(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
+    """A call of `resume.Resumption`'s method."""
+    target = nodes.EnvironmentAttribute(f"resumption_{method}")
+    return nodes.Call(target, arguments, [], None, None)

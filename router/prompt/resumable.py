@@ -2,11 +2,12 @@
 
     {% for message in messages %}BODY{% endfor %}
 becomes
-    {{ enter(number, messages, [lists of which single items are looked up], [variables read]) }}
+    {{ enter(number, messages, [lists of which single items are looked up], [variables read], ...) }}
     {% for message in tail() %}BODY{% endfor %}
 
 `enter` prints what is known already, `tail` gives the iterations that are left; in BODY `messages[i]` becomes
-`item(messages, i)[0]`, which notes how far an iteration looks.
+`item(messages, i)[0]`, which notes how far an iteration looks. Comparisons of an iteration's place, and loops that look
+for something from the end, have ways of their own (`compared`, `scans`).
 
 What can't be followed stays as it is: loops with `else`, a condition, or recursion, and bodies that include, import, or
 call something that is neither a macro of the template, a method, nor a pure function.
@@ -15,11 +16,16 @@ call something that is neither a macro of the template, a method, nor a pure fun
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 from jinja2 import nodes
 
-from router.prompt.nodes import place
+from router.prompt.compared import compare_places
+from router.prompt.nodes import ask, place
 from router.prompt.resume import PASSED
+from router.prompt.scans import make_scan
+
+_Kind = TypeVar("_Kind", bound=nodes.Node)
 
 _PURE = frozenset({"raise_exception", "namespace", "range", "dict"})
 _OPAQUE = (
@@ -49,6 +55,8 @@ def _rewrite(body: list[nodes.Node], macros: dict[str, nodes.Macro], outer: set[
             for branch in node.elif_:
                 count = _rewrite(branch.body, macros, outer, count)
             count = _rewrite(node.else_, macros, outer, count)
+        elif isinstance(node, nodes.For) and make_scan(node, count):
+            count += 1
         elif isinstance(node, nodes.For) and (entered := _entered(node, macros, outer, count)) is not None:
             body.insert(position, entered)
             position += 1
@@ -61,9 +69,11 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
     """Rewrites the loop; what has to be printed before it. None if it stays as it is."""
     if loop.else_ or loop.test is not None or loop.recursive or not isinstance(loop.target, nodes.Name):
         return None
-    read = _reads(loop, macros)
-    if read is None:
+    if _reads(loop, macros) is None:
         return None
+    compared = compare_places(loop, macros, outer)
+    read = _reads(loop, macros)
+    assert read is not None
     names = read & (outer | PASSED | macros.keys())
     if any(_assigned_in(loop, name) for name in names & PASSED):
         return None
@@ -71,22 +81,32 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
     inputs = sorted(names - set(watched))
     for name in watched:
         _watch(loop, name)
+    spared = [pair for pair in compared.of if pair[0] in inputs and not _reads_attribute(loop, macros, *pair)]
     arguments: list[nodes.Expr] = [
         nodes.Const(number),
         loop.iter,  # type: ignore[list-item]
         nodes.List([nodes.Name(name, "load") for name in watched]),
         nodes.List([nodes.Name(name, "load") for name in inputs]),
+        nodes.List(compared.numbers),
+        nodes.List([nodes.List([nodes.Name(name, "load"), nodes.Const(attr)]) for name, attr in spared]),
     ]
-    loop.iter = _call("tail", [])
-    printed = nodes.Output([_call("enter", arguments)])
+    loop.iter = ask("tail", [])
+    printed = nodes.Output([ask("enter", arguments)])
     place(loop.iter, loop)
     place(printed, loop)
     return printed
 
 
-def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    target = nodes.EnvironmentAttribute(f"resumption_{method}")
-    return nodes.Call(target, arguments, [], None, None)
+def _reads_attribute(loop: nodes.For, macros: dict[str, nodes.Macro], name: str, attr: str) -> bool:
+    """May the body, or a macro, read that attribute of a namespace in any way?"""
+    for part in (*loop.body, *macros.values()):
+        fields = [one for one in _all(part, nodes.Getattr) if isinstance(one.node, nodes.Name)]
+        if any(one.attr == attr for one in _all(part, nodes.Getattr)):
+            return True
+        uses = sum(one.name == name for one in _names(part))
+        if uses != sum(one.node.name == name for one in fields):  # type: ignore[attr-defined]
+            return True
+    return False
 
 
 def _stored_outside(tree: nodes.Template) -> set[str]:
@@ -129,7 +149,7 @@ def _reads(loop: nodes.For, macros: dict[str, nodes.Macro]) -> set[str] | None:
             called = node.node.name
             if called not in macros and called not in _PURE:
                 return None
-        elif isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Getattr):
+        elif isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Getattr | nodes.EnvironmentAttribute):
             return None
         if isinstance(node, nodes.Name) and node.name == "loop" and node.ctx == "store":
             return None
@@ -158,16 +178,18 @@ def _only_by_index(loop: nodes.For, macros: dict[str, nodes.Macro], read: set[st
     return uses == indexed
 
 
-def _names(node: nodes.Node) -> Iterator[nodes.Name]:
-    if isinstance(node, nodes.Name):
+def _all(node: nodes.Node, kind: type[_Kind]) -> Iterator[_Kind]:
+    if isinstance(node, kind):
         yield node
-    yield from node.find_all(nodes.Name)
+    yield from node.find_all(kind)
+
+
+def _names(node: nodes.Node) -> Iterator[nodes.Name]:
+    return _all(node, nodes.Name)
 
 
 def _getitems(node: nodes.Node) -> Iterator[nodes.Getitem]:
-    if isinstance(node, nodes.Getitem):
-        yield node
-    yield from node.find_all(nodes.Getitem)
+    return _all(node, nodes.Getitem)
 
 
 def _is_item_of(node: nodes.Getitem, name: str) -> bool:
@@ -182,6 +204,6 @@ def _is_item_of(node: nodes.Getitem, name: str) -> bool:
 def _watch(loop: nodes.For, name: str) -> None:
     """`name[i]` -> `environment.resumption_item(name, i)[0]`."""
     for node in [one for part in loop.body for one in _getitems(part) if _is_item_of(one, name)]:
-        call = _call("item", [node.node, node.arg])
+        call = ask("item", [node.node, node.arg])
         node.node, node.arg = call, nodes.Const(0)
         place(node, node)

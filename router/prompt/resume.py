@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from operator import is_
+from operator import eq, ge, gt, is_, le, lt, ne
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
+from jinja2.exceptions import UndefinedError
 from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.utils import Namespace, missing
 
 from router.prompt.history import Message, SharedList
+from router.prompt.scans import Idle, Scan
 
 STEP = 8
 _OVERHEAD = 1500  # a snapshot's own objects, and the messages it keeps alive beyond their texts
@@ -33,6 +35,33 @@ _Key = tuple[int, int, bool, int]
 """(loop, first of its last items, whether that is all of the list, hash of everything before)"""
 
 
+class _Answer(NamedTuple):
+    """`result` of comparing `other` with the loop's number of that `place`; `flipped`: the number came first."""
+
+    place: int
+    operator: str
+    flipped: bool
+    other: Any
+    result: bool
+
+    def holds(self, numbers: Sequence[Any]) -> bool:
+        """Would the answer be the same now?"""
+        try:
+            return _compare(self.operator, self.flipped, self.other, numbers[self.place]) is self.result
+        except (TypeError, UndefinedError):
+            return False
+
+
+_REVERSED: type[Iterator[Any]] = type(reversed([]))
+_OPERATORS = {"gt": gt, "gteq": ge, "lt": lt, "lteq": le, "eq": eq, "ne": ne}
+_PLAIN = (int, float, bool, str)
+_MOST_ANSWERS = 64
+
+
+def _compare(operator: str, flipped: bool, other: Any, number: Any) -> Any:
+    return _OPERATORS[operator](number, other) if flipped else _OPERATORS[operator](other, number)
+
+
 class _Unkeyable(Exception):
     """A value that can't be compared between renders."""
 
@@ -40,10 +69,11 @@ class _Unkeyable(Exception):
 class Snapshot:
     """After so many iterations. `chunk`: the items since `parent`; `ahead`: those looked up beyond; all kept alive.
 
-    `inputs`: what the loop began with; its descendants share it.
+    `inputs`: what the loop began with; its descendants share it. `answers`: what its iterations were told when they
+    compared their places.
     """
 
-    __slots__ = ("ahead", "chunk", "inputs", "parent", "pins", "size", "state", "text")
+    __slots__ = ("ahead", "answers", "chunk", "inputs", "parent", "pins", "size", "state", "text")
 
     def __init__(
         self,
@@ -52,6 +82,7 @@ class Snapshot:
         text: str,
         chunk: tuple[Any, ...],
         ahead: tuple[Any, ...],
+        answers: tuple[_Answer, ...],
         state: list[dict[str, Any]],
         pins: list[Any],
     ) -> None:
@@ -60,6 +91,7 @@ class Snapshot:
         self.text = text
         self.chunk = chunk
         self.ahead = ahead
+        self.answers = answers
         self.state = state
         self.pins = pins
         self.size = _OVERHEAD + (2 if text.isascii() else 5) * len(text)
@@ -103,8 +135,8 @@ class Run:
     """One render's way through one loop; what the loop iterates over."""
 
     __slots__ = (
-        "_hash", "_inputs", "_keys", "_mark", "_namespaces", "_number", "_parent", "_pieces", "_pins", "_sequences",
-        "_snapshots", "items", "need", "start", "tainted",
+        "_hash", "_inputs", "_keys", "_mark", "_namespaces", "_number", "_numbers", "_parent", "_pieces", "_pins",
+        "_sequences", "_snapshots", "answers", "items", "need", "start", "tainted",
     )  # fmt: skip
 
     def __init__(
@@ -115,9 +147,12 @@ class Run:
         inputs: tuple[Any, ...],
         pins: list[Any],
         sequences: list[Sequence[Any]],
-        namespaces: list[dict[str, Any]],
+        namespaces: list[tuple[dict[str, Any], frozenset[str]]],
+        numbers: Sequence[Any],
     ) -> None:
-        """`sequences`: what is iterated over, then others of which single items are looked up."""
+        """`sequences`: what is iterated over, then others of which single items are looked up. `namespaces`: their
+        attributes, and the names of those that count by their `answers` only. `numbers`: that places are compared with.
+        """
         self._snapshots = snapshots
         self._pieces = pieces
         self._number = number
@@ -125,6 +160,8 @@ class Run:
         self._pins = pins
         self._sequences = sequences
         self._namespaces = namespaces
+        self._numbers = numbers
+        self.answers: list[_Answer] = []
         self.items = sequences[0]
         self.start = 0
         self.need = -1
@@ -155,9 +192,10 @@ class Run:
                 break
             texts.append(found.text)
         if self._parent is not None:
-            for attributes, known in zip(self._namespaces, self._parent.state, strict=True):
+            for (attributes, spared), known in zip(self._namespaces, self._parent.state, strict=True):
+                own = {name: attributes[name] for name in spared if name in attributes}
                 attributes.clear()
-                attributes.update(known)
+                attributes.update(known, **own)
             self._snapshots.used(self._keys)
             self._snapshots.resumed += self.start
         return "".join(texts)
@@ -168,6 +206,8 @@ class Run:
         if found is None or found.parent is not self._parent or not _same(found.chunk, chunk):
             return None
         if found.parent is None and found.inputs != self._inputs:
+            return None
+        if not all(answer.holds(self._numbers) for answer in found.answers):
             return None
         if found.ahead:
             at = begin + STEP
@@ -201,7 +241,10 @@ class Run:
         if begin != STEP * len(self._keys):
             return  # an earlier one is missing
         pins = list(self._pins)
-        state = [dict(attributes) for attributes in self._namespaces]
+        state = [
+            {name: value for name, value in attributes.items() if name not in spared}
+            for attributes, spared in self._namespaces
+        ]
         try:
             for attributes in state:
                 for value in attributes.values():
@@ -211,7 +254,8 @@ class Run:
             return
         text = "".join(self._pieces[self._mark :])
         self._mark = len(self._pieces)
-        snapshot = Snapshot(self._parent, self._inputs, text, chunk, ahead, state, pins)
+        answers, self.answers = tuple(self.answers), []
+        snapshot = Snapshot(self._parent, self._inputs, text, chunk, ahead, answers, state, pins)
         key = self._key(begin, chunk, closing)
         self._snapshots.keep(key, snapshot)
         self._went(key, snapshot)
@@ -253,9 +297,13 @@ class Loop(LoopContext):
     """`loop` in a template; notes what an iteration asks about the items still to come."""
 
     _run: Run | None = None
+    _scan: Scan | None = None
 
     def __init__(self, iterable: Any, *arguments: Any, **keywords: Any) -> None:
-        if type(iterable) is Run:
+        if type(iterable) is Scan:
+            super().__init__(iterable.items, *arguments, **keywords)
+            self._scan = iterable
+        elif type(iterable) is Run:
             super().__init__(iterable.items, *arguments, **keywords)
             start = iterable.start
             self._run = iterable
@@ -275,10 +323,16 @@ class Loop(LoopContext):
             self._after = missing
         else:
             item = next(self._iterator, missing)
-            if item is missing:
-                if run is not None:
-                    run.done()
-                raise StopIteration
+        scan = self._scan
+        if scan is not None:
+            while item is not missing and scan.idle(item):
+                self.index0 += 1
+                self._current = item
+                item = next(self._iterator, missing)
+        if item is missing:
+            if run is not None:
+                run.done()
+            raise StopIteration
         self.index0 += 1
         self._before = self._current
         self._current = item
@@ -326,10 +380,14 @@ def keyed(value: Any, pins: list[Any]) -> Any:
 class Resumption:
     """What the compiled template calls, for the render that runs now."""
 
-    def __init__(self, snapshots: Snapshots, getitem: Callable[[Any, Any], Any]) -> None:
-        """`getitem`: the environment's."""
+    def __init__(self, snapshots: Snapshots, getitem: Callable[[Any, Any], Any], flat: Callable[[Any], Any]) -> None:
+        """`getitem`, `flat`: the environment's."""
         self.snapshots = snapshots
         self._getitem = getitem
+        self._flat = flat
+        self._idle = Idle(snapshots.max_bytes >> 2)
+        self._scan: Scan | None = None
+        self._numbers: Sequence[Any] = ()
         self._pieces: list[str] = []
         self._base: tuple[Any, ...] | None = None
         self._pins: list[Any] = []
@@ -350,11 +408,22 @@ class Resumption:
     def end(self) -> None:
         """The render is over; nothing of it is kept here."""
         self.begin([], {})
-        self._tail = ()
+        self._tail, self._scan, self._numbers = (), None, ()
 
-    def enter(self, number: int, iterable: Any, watched: list[Any], inputs: list[Any]) -> str:
-        """A loop starts: the text of the iterations that need not be run."""
-        self._tail, self._run = iterable, None
+    def enter(
+        self,
+        number: int,
+        iterable: Any,
+        watched: list[Any],
+        inputs: list[Any],
+        numbers: list[Any],
+        spared: list[tuple[Any, str]],
+    ) -> str:
+        """A loop starts: the text of the iterations that need not be run.
+
+        `numbers`: what places are compared with. `spared`: (namespace, attribute) of those that are not read else.
+        """
+        self._tail, self._run, self._numbers = iterable, None, numbers
         if self._base is None or not isinstance(iterable, list | tuple) or not iterable:
             return ""
         sequences: list[Sequence[Any]] = [iterable]
@@ -363,22 +432,24 @@ class Resumption:
                 sequences.append(value)
             elif value is not iterable:
                 inputs = [*inputs, value]
-        namespaces: list[dict[str, Any]] = []
+        namespaces: list[tuple[dict[str, Any], frozenset[str]]] = []
         pins = list(self._pins)
         key: list[Any] = [self._base, len(sequences)]
         try:
             for value in inputs:
                 if isinstance(value, Namespace):
                     attributes = object.__getattribute__(value, "_Namespace__attrs")
-                    namespaces.append(attributes)
-                    key.append(("namespace", *((name, keyed(item, pins)) for name, item in attributes.items())))
+                    apart = frozenset(name for space, name in spared if space is value)
+                    namespaces.append((attributes, apart))
+                    read = ((name, item) for name, item in attributes.items() if name not in apart)
+                    key.append(("namespace", *((name, keyed(item, pins)) for name, item in read)))
                 elif isinstance(value, Macro):
                     key.append("macro")
                 else:
                     key.append(keyed(value, pins))
         except _Unkeyable:
             return ""
-        run = Run(self.snapshots, self._pieces, number, tuple(key), pins, sequences, namespaces)
+        run = Run(self.snapshots, self._pieces, number, tuple(key), pins, sequences, namespaces, numbers)
         self._tail = self._run = run
         return run.resume()
 
@@ -397,3 +468,36 @@ class Resumption:
         else:
             run.tainted = True
         return (self._getitem(sequence, index),)
+
+    def compared(self, place: int, operator: str, flipped: bool, other: Any) -> Any:
+        """`other > number`, or the like, for an iteration that compares its place."""
+        number, run = self._numbers[place], self._run
+        if type(other) not in _PLAIN:
+            other, number = self._flat(other), self._flat(number)
+        result = _compare(operator, flipped, other, number)
+        if run is not None and not run.tainted:
+            if type(other) in _PLAIN and type(result) is bool and len(run.answers) < _MOST_ANSWERS:
+                run.answers.append(_Answer(place, operator, flipped, other, result))
+            else:
+                run.tainted = True
+        return result
+
+    def length(self, value: Any) -> Any:
+        """The value's length, if it has one: a number that places are compared with."""
+        return len(value) if isinstance(value, list | tuple | str | dict) else Undefined()
+
+    def scan(self, number: int, iterable: Any) -> Any:
+        """What a loop that looks for something iterates over."""
+        if isinstance(iterable, _REVERSED):
+            iterable = list(iterable)
+        self._scan = Scan(iterable, self._idle, number) if isinstance(iterable, list | tuple) else None
+        return iterable if self._scan is None else self._scan
+
+    def places(self, number: int, indexes: Any, sequence: Any) -> Any:
+        """The same where it goes by the items' places."""
+        self._scan = Scan(sequence, self._idle, number) if isinstance(sequence, list | tuple) else None
+        return indexes if self._scan is None else self._scan.places(indexes)
+
+    def telling(self, item: Any, result: Any) -> Any:
+        """The condition of such a loop, for an item."""
+        return result if self._scan is None else self._scan.tested(item, result)

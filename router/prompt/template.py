@@ -71,7 +71,9 @@ class ChatTemplate:
             tree = environment.parse(source)
             resumable = environment.parse(source)
             if max_snapshot_bytes and make_resumable(resumable):
-                environment.resume_with(Resumption(Snapshots(max_snapshot_bytes), environment.getitem))
+                environment.resume_with(
+                    Resumption(Snapshots(max_snapshot_bytes), environment.getitem, environment.flat)
+                )
             measure(resumable)
             self._template = environment.from_string(resumable)
             environment.install(self._template.root_render_func.__globals__)
