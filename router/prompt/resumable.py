@@ -15,7 +15,7 @@ call something that is neither a macro of the template, a method, nor a pure fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from jinja2 import nodes
@@ -32,18 +32,29 @@ _OPAQUE = (
     nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block, nodes.ScopedEvalContextModifier,
     nodes.EvalContextModifier, nodes.Scope, nodes.OverlayScope, nodes.With, nodes.CallBlock,
 )  # fmt: skip
+_BY_PLACE = ("resumption_item", "resumption_upto")
 _IMPURE_FILTERS = frozenset({"random"})
 
 
 def make_resumable(tree: nodes.Template) -> int:
     """Make the template's top-level loops resumable, in place; how many. They call `environment.resumption`."""
-    macros = {macro.name: macro for macro in tree.body if isinstance(macro, nodes.Macro)}
-    if len(macros) < sum(isinstance(node, nodes.Macro) for node in tree.body):
+    defined = list(_macros(tree.body))
+    macros = {macro.name: macro for macro in defined}
+    if len(macros) < len(defined):
         return 0  # one replaces another on the way
     if any(tree.find_all((nodes.Extends, nodes.Block, nodes.Import, nodes.FromImport, nodes.Include))):
         return 0
     outer = _stored_outside(tree)
     return _rewrite(tree.body, macros, outer, 0)
+
+
+def _macros(body: list[nodes.Node]) -> Iterator[nodes.Macro]:
+    """Those of the top level, and those that are there under a condition: without it, their names are undefined."""
+    for node in body:
+        if isinstance(node, nodes.Macro):
+            yield node
+        elif isinstance(node, nodes.If):
+            yield from _macros([*node.body, *node.elif_, *node.else_])
 
 
 def _rewrite(body: list[nodes.Node], macros: dict[str, nodes.Macro], outer: set[str], count: int) -> int:
@@ -69,18 +80,19 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
     """Rewrites the loop; what has to be printed before it. None if it stays as it is."""
     if loop.else_ or loop.test is not None or loop.recursive or not isinstance(loop.target, nodes.Name):
         return None
-    if _reads(loop, macros) is None:
+    read = _reads(loop, macros)
+    if read is None or any(_assigned_in(loop, name) for name in read & PASSED):
         return None
     compared = compare_places(loop, macros, outer)
     read = _reads(loop, macros)
     assert read is not None
     names = read & (outer | PASSED | macros.keys())
-    if any(_assigned_in(loop, name) for name in names & PASSED):
-        return None
-    watched = sorted(name for name in names if name not in macros and _only_by_index(loop, macros, read, name))
+    parts = [*loop.body, *(macros[name] for name in sorted(read & macros.keys()))]
+    watched = sorted(name for name in names if name not in macros and _only_by_place(parts, name))
     inputs = sorted(names - set(watched))
     for name in watched:
-        _watch(loop, name)
+        for part in parts:
+            _watch(part, name)
     spared = [pair for pair in compared.of if pair[0] in inputs and not _reads_attribute(loop, macros, *pair)]
     arguments: list[nodes.Expr] = [
         nodes.Const(number),
@@ -167,15 +179,15 @@ def _assigned_in(loop: nodes.For, name: str) -> bool:
     return name in _store_names(loop)
 
 
-def _only_by_index(loop: nodes.For, macros: dict[str, nodes.Macro], read: set[str], name: str) -> bool:
-    """Does the body use the variable in no other way than `name[some number]`, and no macro at all?"""
-    if _assigned_in(loop, name):
+def _only_by_place(parts: Sequence[nodes.Node], name: str) -> bool:
+    """Do the loop's body and its macros use the variable as `name[some number]`, or to count up to its length, only?"""
+    uses = [one for part in parts for one in _names(part) if one.name == name]
+    if any(one.ctx != "load" for one in uses):
         return False
-    if any(one.name == name for macro in macros.values() if macro.name in read for one in macro.find_all(nodes.Name)):
-        return False
-    uses = sum(one.name == name for part in loop.body for one in _names(part))
-    indexed = sum(_is_item_of(one, name) for part in loop.body for one in _getitems(part))
-    return uses == indexed
+    placed = sum(_is_item_of(one, name) for part in parts for one in _getitems(part))
+    counted = sum(_counts_up_to(one, name) for part in parts for one in _all(part, nodes.For))
+    asked = sum(_is_asked(one, name) for part in parts for one in _all(part, nodes.Call))  # for a loop before this one
+    return len(uses) == placed + counted + asked
 
 
 def _all(node: nodes.Node, kind: type[_Kind]) -> Iterator[_Kind]:
@@ -201,9 +213,34 @@ def _is_item_of(node: nodes.Getitem, name: str) -> bool:
     )
 
 
-def _watch(loop: nodes.For, name: str) -> None:
-    """`name[i]` -> `environment.resumption_item(name, i)[0]`."""
-    for node in [one for part in loop.body for one in _getitems(part) if _is_item_of(one, name)]:
+def _counts_up_to(node: nodes.For, name: str) -> bool:
+    """Is it a loop over `range(begin, name|length)`?"""
+    call = node.iter
+    if not isinstance(call, nodes.Call) or len(call.args) != 2 or call.kwargs or call.dyn_args or call.dyn_kwargs:
+        return False
+    if not isinstance(call.node, nodes.Name) or call.node.name != "range":
+        return False
+    end = call.args[1]
+    return isinstance(end, nodes.Filter) and end.name in ("length", "count") and _is_name(end.node, name)
+
+
+def _is_asked(call: nodes.Call, name: str) -> bool:
+    asks = isinstance(call.node, nodes.EnvironmentAttribute) and call.node.name in _BY_PLACE
+    return asks and _is_name(call.args[0], name)
+
+
+def _is_name(node: nodes.Node | None, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name
+
+
+def _watch(part: nodes.Node, name: str) -> None:
+    """`name[i]` -> `item(name, i)[0]`, and `range(begin, name|length)` -> `upto(name, begin)`."""
+    for node in [one for one in _getitems(part) if _is_item_of(one, name)]:
         call = ask("item", [node.node, node.arg])
         node.node, node.arg = call, nodes.Const(0)
         place(node, node)
+    for loop in [one for one in _all(part, nodes.For) if _counts_up_to(one, name)]:
+        counting = loop.iter
+        assert isinstance(counting, nodes.Call)
+        loop.iter = ask("upto", [nodes.Name(name, "load"), counting.args[0]])
+        place(loop.iter, loop)

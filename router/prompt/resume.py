@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jinja2.exceptions import UndefinedError
 from jinja2.runtime import LoopContext, Macro, Undefined
+from jinja2.sandbox import safe_range
 from jinja2.utils import Namespace, missing
 
 from router.prompt.history import Message, SharedList
@@ -273,6 +274,21 @@ class Run:
             return tuple(self.items[begin:end])
         return tuple(item for sequence in self._sequences for item in _padded(sequence, begin, end))
 
+    def asks(self, sequence: Any, index: Any) -> None:
+        """An iteration depends on that item."""
+        followed = type(index) is int and index >= 0 and any(sequence is one for one in self._sequences)
+        if followed and index < len(sequence):
+            self.need = max(self.need, index)
+        else:
+            self.tainted = True
+
+    def counting(self, sequence: Any, every: range) -> Iterator[int]:
+        """An iteration counts up to the end of a sequence: it depends on each item's being there, as far as it goes."""
+        for at in every:
+            self.asks(sequence, at)
+            yield at
+        self.tainted = True
+
     def __iter__(self) -> Iterator[Any]:
         for at in range(self.start, len(self.items)):
             self.boundary(at)
@@ -460,14 +476,14 @@ class Resumption:
     def item(self, sequence: Any, index: Any) -> tuple[Any]:
         """`sequence[index]`, in a tuple, for an iteration that asks for an item by its place."""
         run = self._run
-        if run is None:
-            pass
-        elif type(index) is int and isinstance(sequence, list | tuple) and 0 <= index < len(sequence):
-            if index > run.need:
-                run.need = index
-        else:
-            run.tainted = True
+        if run is not None:
+            run.asks(sequence, index)
         return (self._getitem(sequence, index),)
+
+    def upto(self, sequence: Any, begin: Any) -> Any:
+        """`range(begin, sequence|length)`, for an iteration that mostly doesn't get to the end."""
+        run, every = self._run, safe_range(begin, len(sequence))
+        return every if run is None else run.counting(sequence, every)
 
     def compared(self, place: int, operator: str, flipped: bool, other: Any) -> Any:
         """`other > number`, or the like, for an iteration that compares its place."""

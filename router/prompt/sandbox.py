@@ -144,7 +144,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def resume_with(self, resumption: Resumption) -> None:
         """The compiled template will call these (see `resumable`)."""
         self.resumption = resumption
-        own = (resumption.enter, resumption.tail, resumption.item, resumption.compared, resumption.length)
+        own = (
+            resumption.enter,
+            resumption.tail,
+            resumption.item,
+            resumption.upto,
+            resumption.compared,
+            resumption.length,
+        )
         for method in (*own, resumption.scan, resumption.places, resumption.telling):
             setattr(self, f"resumption_{method.__name__}", method)
 

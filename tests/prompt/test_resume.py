@@ -177,6 +177,43 @@ HARD = {
         "{% if mode is defined %}{% set ns = namespace(q=3) %}{% endif %}{% for m in messages %}"
         "{% if m.role == 'tool' and loop.index0 > ns.q %}!{% endif %}{{ m.content }}{% endfor %}"
     ),
+    "macro looks by place": (
+        "{% macro count(lo, hi, role) %}{% set ns = namespace(n=0) %}{% for k in range(lo, hi + 1) %}"
+        "{% if messages[k].role == role %}{% set ns.n = ns.n + 1 %}{% endif %}{% endfor %}{{ ns.n }}{% endmacro %}"
+        "{% for m in messages %}{{ count(loop.index0 - 2 if loop.index > 2 else 0, loop.index0, 'user') }}{{ m.content }};{% endfor %}"
+        "{% for m in messages %}{{ count(loop.index0, loop.index0, m.role) }}{% endfor %}{{ count(0, 0, 'tool') if messages }}"
+    ),
+    "macro looks ahead and before the first": (
+        "{% macro at(i) %}{{ (messages[i] | default({'role': '-'})).role }}{% endmacro %}"
+        "{% for m in messages %}{{ at(loop.index0 - 2) }}{{ at(loop.index0 + 2) }};{% endfor %}"
+    ),
+    "block of tools": (
+        "{% for m in messages %}{% if m.role == 'tool' and (loop.first or messages[loop.index0 - 1].role != 'tool') %}"
+        "{% set blk = namespace(end=0) %}{% for j in range(loop.index0, messages|length) %}"
+        "{% if messages[j].role == 'tool' %}{% set blk.end = j %}{% else %}{% break %}{% endif %}{% endfor %}"
+        "<{{ blk.end }}:{% for k in range(loop.index0, blk.end + 1) %}{{ messages[k].content }},{% endfor %}>"
+        "{% elif m.role != 'tool' %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
+    "counts up without looking": (
+        "{% for m in messages %}{{ m.content }}{% for j in range(loop.index0, messages|length) %}{{ j }}"
+        "{% if j > loop.index + 2 %}{% break %}{% endif %}{% endfor %};{% endfor %}"
+    ),
+    "macro of another list": (
+        "{% macro second(messages) %}{{ messages[1] }}{% endmacro %}{% macro first() %}{{ messages[0].role }}{% endmacro %}"
+        "{% for m in messages %}{{ second(m.content) }}{{ first() }}{% endfor %}"
+    ),
+    "list replaced behind a macro": (
+        "{% macro next(i) %}{{ messages[i].role }}{% endmacro %}{% set messages = messages[1:] %}"
+        "{% for m in messages %}{{ next(loop.index0) }}{{ messages[loop.index0].content }}{% endfor %}"
+    ),
+    "macro under a condition": (
+        "{% if tools %}{% macro show(m) %}[{{ m.content }}]{% endmacro %}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ show(m) }}{% endif %}{{ m.content }};{% endfor %}"
+    ),
+    "macro of two kinds": (
+        "{% if tools %}{% macro show(m) %}[{{ m.content }}]{% endmacro %}{% else %}{% macro show(m) %}({{ m.content }})"
+        "{% endmacro %}{% endif %}{% for m in messages %}{{ show(m) }};{% endfor %}"
+    ),
     "clock": "{% for m in messages %}{{ strftime_now('%f') | length }}{{ m.content }}{% endfor %}",
 }
 TEMPLATES = {**HARD, **{path.stem: path.read_text() for path in FOLDER.glob("*.jinja")}}
@@ -257,6 +294,7 @@ def growing(source: str, tools: Any = None, count: int = 400) -> tuple[int, int]
     [
         *("last", "neighbours", "ahead", "counter", "rest", "macro", "cycle", "continue", "twice"),
         *("last question", "compares the length", "compares what it counts"),
+        *("macro looks by place", "block of tools", "macro under a condition"),
     ],
 )
 def test_only_the_end_is_rendered_again(name: str) -> None:
