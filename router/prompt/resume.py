@@ -396,12 +396,12 @@ def keyed(value: Any, pins: list[Any]) -> Any:
 class Resumption:
     """What the compiled template calls, for the render that runs now."""
 
-    def __init__(self, snapshots: Snapshots, getitem: Callable[[Any, Any], Any], flat: Callable[[Any], Any]) -> None:
-        """`getitem`, `flat`: the environment's."""
-        self.snapshots = snapshots
+    def __init__(self, max_bytes: int, getitem: Callable[[Any, Any], Any], flat: Callable[[Any], Any]) -> None:
+        """`max_bytes`: of what is remembered. `getitem`, `flat`: the environment's."""
+        self._idle = Idle(max_bytes // 8)
+        self.snapshots = Snapshots(max_bytes - max_bytes // 8)
         self._getitem = getitem
         self._flat = flat
-        self._idle = Idle(snapshots.max_bytes >> 2)
         self._scan: Scan | None = None
         self._numbers: Sequence[Any] = ()
         self._pieces: list[str] = []

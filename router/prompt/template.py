@@ -21,7 +21,7 @@ import jinja2.meta
 
 from router.prompt.measured import Unsupported, measure
 from router.prompt.resumable import make_resumable
-from router.prompt.resume import Resumption, Snapshots
+from router.prompt.resume import Resumption
 from router.prompt.sandbox import OverBounds, Sandbox
 from router.prompt.sandbox import TemplateError as TemplateError
 
@@ -71,9 +71,7 @@ class ChatTemplate:
             tree = environment.parse(source)
             resumable = environment.parse(source)
             if max_snapshot_bytes and make_resumable(resumable):
-                environment.resume_with(
-                    Resumption(Snapshots(max_snapshot_bytes), environment.getitem, environment.flat)
-                )
+                environment.resume_with(Resumption(max_snapshot_bytes, environment.getitem, environment.flat))
             measure(resumable)
             self._template = environment.from_string(resumable)
             environment.install(self._template.root_render_func.__globals__)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from router.prompt.history import Message, SharedList
 from router.prompt.model import load_model
 from router.prompt.resume import STEP
+from router.prompt.scans import Idle
 from router.prompt.template import ChatTemplate, TemplateError
 
 FOLDER = Path(__file__).parent / "templates"
@@ -329,3 +330,37 @@ def test_messages_that_are_not_shared_are_rendered_anew() -> None:
     for text in ("a", "b", "c"):
         talk = [{"role": "user", "content": text} for _ in range(20)]
         assert template.render(talk).count(f"user:{text}") == 20
+
+
+def test_idle_messages_are_bounded_and_known_by_identity() -> None:
+    idle = Idle(100_000)
+    noted = [{"role": "tool", "content": f"{i}" * 50} for i in range(1_000)]
+    for one in noted:
+        idle.note(1, one)
+        idle.note(1, one)
+        assert idle.bytes <= 100_000
+    assert idle.has(1, noted[-1])
+    assert not idle.has(2, noted[-1])
+    assert not idle.has(1, dict(noted[-1]))
+    assert not idle.has(1, noted[0])
+    assert sum(idle.has(1, one) for one in noted) > 100
+
+
+def test_a_search_from_the_end_looks_at_a_message_once() -> None:
+    """400 messages of tools behind the question: what was seen not to be one is passed over."""
+    asked: list[str] = []
+
+    class Telling(Message):
+        def __getitem__(self, name: str) -> Any:
+            asked.append(name)
+            return super().__getitem__(name)
+
+    template = ChatTemplate(HARD["last question"])
+    talk: list[Message] = [Telling({"role": "user", "content": "q"})]
+    counts = []
+    for _ in range(100):
+        talk = [*talk, *(Telling({"role": "tool", "content": "t"}) for _ in range(4))]
+        asked.clear()
+        template.render(talk)
+        counts.append(len(asked))
+    assert max(counts[20:]) < 100
