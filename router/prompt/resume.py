@@ -56,7 +56,7 @@ class _Answer(NamedTuple):
 _REVERSED: type[Iterator[Any]] = type(reversed([]))
 _OPERATORS = {"gt": gt, "gteq": ge, "lt": lt, "lteq": le, "eq": eq, "ne": ne}
 _PLAIN = (int, float, bool, str)
-_MOST_ANSWERS = 64
+_MOST_ANSWERS = 512
 
 
 def _compare(operator: str, flipped: bool, other: Any, number: Any) -> Any:
@@ -137,7 +137,7 @@ class Run:
 
     __slots__ = (
         "_hash", "_inputs", "_keys", "_mark", "_namespaces", "_number", "_numbers", "_parent", "_pieces", "_pins",
-        "_sequences", "_snapshots", "answers", "items", "need", "start", "tainted",
+        "_sequences", "_snapshots", "answers", "items", "lost", "need", "start", "tainted",
     )  # fmt: skip
 
     def __init__(
@@ -168,7 +168,9 @@ class Run:
         self.need = -1
         """The last item that an iteration looked up."""
         self.tainted = False
-        """An iteration depends on more than the items up to `need`."""
+        """An iteration depends on more than the items up to `need`, but on nothing beyond what the loop began with."""
+        self.lost = False
+        """It depends on what is not followed."""
         self._hash = hash(inputs)
         self._parent: Snapshot | None = None
         self._keys: list[_Key] = []
@@ -221,7 +223,7 @@ class Run:
 
     def boundary(self, at: int) -> None:
         """`at` iterations are done and printed."""
-        if at % STEP or at == self.start or self.tainted:
+        if at % STEP or at == self.start or self.tainted or self.lost:
             return
         ahead = self._chunk(at, self.need + 1) if self.need >= at else ()
         self._take(at - STEP, self._chunk(at - STEP, at), ahead, closing=False)
@@ -229,6 +231,8 @@ class Run:
     def done(self) -> None:
         """All iterations are done and printed, without a break: what the whole list gives, whatever was looked at."""
         begin = STEP * len(self._keys)
+        if self.lost:
+            return
         if self.start < len(self.items) and begin < len(self.items) and self._closes(begin):
             self._take(begin, self._chunk(begin, self._end()), (), closing=True)
 
@@ -251,7 +255,7 @@ class Run:
                 for value in attributes.values():
                     keyed(value, pins)
         except _Unkeyable:
-            self.tainted = True
+            self.lost = True
             return
         text = "".join(self._pieces[self._mark :])
         self._mark = len(self._pieces)
@@ -276,8 +280,9 @@ class Run:
 
     def asks(self, sequence: Any, index: Any) -> None:
         """An iteration depends on that item."""
-        followed = type(index) is int and index >= 0 and any(sequence is one for one in self._sequences)
-        if followed and index < len(sequence):
+        if not any(sequence is one for one in self._sequences):
+            self.lost = True
+        elif type(index) is int and 0 <= index < len(sequence):
             self.need = max(self.need, index)
         else:
             self.tainted = True
@@ -491,11 +496,11 @@ class Resumption:
         if type(other) not in _PLAIN:
             other, number = self._flat(other), self._flat(number)
         result = _compare(operator, flipped, other, number)
-        if run is not None and not run.tainted:
+        if run is not None:
             if type(other) in _PLAIN and type(result) is bool and len(run.answers) < _MOST_ANSWERS:
                 run.answers.append(_Answer(place, operator, flipped, other, result))
             else:
-                run.tainted = True
+                run.lost = True
         return result
 
     def length(self, value: Any) -> Any:

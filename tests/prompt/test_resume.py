@@ -215,6 +215,19 @@ HARD = {
         "{% if tools %}{% macro show(m) %}[{{ m.content }}]{% endmacro %}{% else %}{% macro show(m) %}({{ m.content }})"
         "{% endmacro %}{% endif %}{% for m in messages %}{{ show(m) }};{% endfor %}"
     ),
+    "compares with the tools, and asks for the length": (
+        "{% set q = tools|length if tools else 0 %}{% for m in messages %}{{ loop.length }}"
+        "{% if loop.index0 > q %}*{% endif %}{{ m.content }}{% endfor %}"
+    ),
+    "compares with the first message": (
+        "{% set rest = messages[1:] %}{% set q = messages[0].content|length if messages else 0 %}{% for m in rest %}"
+        "{{ loop.length }}{% if loop.index > q %}*{% endif %}{{ m.content }}{% endfor %}#"
+        "{% for m in rest %}{% if loop.index > q %}*{% endif %}{{ m.content }}{% endfor %}"
+    ),
+    "compares with no number": (
+        "{% set q = messages[0].content if messages else '' %}{% for m in messages[1:] %}{% if [loop.index0] == q %}!{% endif %}"
+        "{% if loop.index0 ~ '' == q %}={% endif %}{% if loop.index0 == q %}?{% endif %}{{ m.content }}{% endfor %}"
+    ),
     "clock": "{% for m in messages %}{{ strftime_now('%f') | length }}{{ m.content }}{% endfor %}",
 }
 TEMPLATES = {**HARD, **{path.stem: path.read_text() for path in FOLDER.glob("*.jinja")}}
