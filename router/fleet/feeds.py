@@ -116,7 +116,7 @@ class Feeds:
 
     async def lookup(self, chain: Sequence[int]) -> Mapping[str, Match]:
         """Who holds how much of a prompt's chain; read the answer with `held`."""
-        return self.index.match(chain) if self.shared is None else await self.shared.lookup(chain)
+        return await (self.index if self.shared is None else self.shared).lookup(chain)
 
     async def close(self) -> None:
         """Stop following everyone."""

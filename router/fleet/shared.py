@@ -85,9 +85,9 @@ class SharedIndex:
     async def lookup(self, chain: Sequence[int]) -> dict[str, Match]:
         """As BlockIndex.lookup, over what agents publish and what this router models and predicts."""
         if self.mirror is not None:
-            return self.mirror.match(chain)
+            return await self.mirror.lookup(chain)
         assert self.direct is not None
-        found = self._index.match(chain)
+        found = await self._index.lookup(chain)
         for replica_id, match in (await self.direct.lookup(chain)).items():
             if match.blocks >= found.get(replica_id, match).blocks:
                 found[replica_id] = match

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.index.memory import MemoryIndex
+from router.index.memory import AT_ONCE, MemoryIndex
 from router.index.overlay import PredictedOverlay
 from router.index.shadow import ShadowCache
 from router.index.types import Cleared, Delta, Match, Tier
@@ -123,6 +125,56 @@ def test_predictions_end_with_their_replica_and_never_pass_to_the_next_owner_of_
     swept(index)
     assert index.add_replica("c") == slot
     assert index.match([1, 2]) == {}
+
+
+class Turns:
+    """Each turn of the loop that others get while `work` runs."""
+
+    async def during(self, work: Awaitable[dict[str, Match]], at: int, action: Callable[[], None]) -> dict[str, Match]:
+        task = asyncio.ensure_future(work)
+        self.count = 0
+        while not task.done():
+            if self.count == at:
+                action()
+            self.count += 1
+            await asyncio.sleep(0)
+        return await task
+
+
+async def test_a_long_chain_is_looked_up_in_turns() -> None:
+    index = MemoryIndex(overlay=PredictedOverlay())
+    chain = list(range(1, 10 * AT_ONCE + 7))
+    for name, blocks in (("a", len(chain)), ("b", 3 * AT_ONCE), ("c", 1), ("d", AT_ONCE + 5), ("e", 0)):
+        index.add_replica(name)
+        index.apply(name, Delta(stored={Tier.DEVICE: chain[:blocks]}))
+    index.apply("d", Delta(stored={Tier.HOST: chain[AT_ONCE + 5 : 2 * AT_ONCE + 9]}))
+    index.predict("b", chain[3 * AT_ONCE : 3 * AT_ONCE + 40])
+    turns = Turns()
+    assert await turns.during(index.lookup(chain), -1, lambda: None) == index.match(chain)
+    assert turns.count >= 10
+    assert index.match(chain)["d"] == Match(2 * AT_ONCE + 9, AT_ONCE + 4)
+    assert index.match(chain)["b"] == Match(3 * AT_ONCE + 40, 0, 40)
+
+
+@pytest.mark.parametrize("sweeps", [0, 200])
+async def test_what_changes_during_a_long_lookup_is_credited_to_nobody_else(sweeps: int) -> None:
+    index = MemoryIndex(max_blocks=200_000)
+    chain = list(range(1, 6 * AT_ONCE))
+    for name in "abc":
+        index.add_replica(name)
+        index.apply(name, Delta(stored={Tier.DEVICE: chain}))
+
+    def change() -> None:
+        index.remove_replica("a")
+        for _ in range(sweeps):
+            index.sweep()
+        index.add_replica("new")
+        index.apply("new", Delta(stored={Tier.DEVICE: chain[2 * AT_ONCE :]}))
+        index.clear_replica("b")
+        index.apply("b", Delta(stored={Tier.DEVICE: chain[4 * AT_ONCE :]}))
+
+    assert await Turns().during(index.lookup(chain), 2, change) == {"c": Match(len(chain))}
+    assert index.match(chain) == {"c": Match(len(chain))}
 
 
 def test_the_overlay_is_bounded() -> None:

@@ -114,15 +114,17 @@ class RedisMirror:
 
     def match(self, chain: Sequence[int]) -> dict[str, Match]:
         """As MemoryIndex.match, without the replicas whose lease has run out."""
-        found = self.index.match(chain)
+        return self._present(self.index.match(chain))
+
+    async def lookup(self, chain: Sequence[int]) -> dict[str, Match]:
+        """`match` without holding up the loop."""
+        return self._present(await self.index.lookup(chain))
+
+    def _present(self, found: dict[str, Match]) -> dict[str, Match]:
         absent = self._absent
         if absent:
             return {replica_id: match for replica_id, match in found.items() if replica_id not in absent}
         return found
-
-    async def lookup(self, chain: Sequence[int]) -> dict[str, Match]:
-        """`match`: nothing to wait for."""
-        return self.match(chain)
 
     def status(self) -> MirrorStatus:
         health = self.health
