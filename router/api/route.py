@@ -5,6 +5,7 @@ What is decided and booked for one request on its way is in `routed`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Container
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from router.index.types import Match
 from router.observe.metrics import Metrics
 from router.observe.observer import Observer
 from router.prompt.requests import ApiRequest, Endpoint
-from router.prompt.stage import Prompt, PromptStage, Took, UnknownModel, unread
+from router.prompt.stage import LONG_BYTES, Prompt, PromptStage, Took, UnknownModel, unread
 from router.proxy.forward import Forwarder
 from router.proxy.plan import Outcome
 from router.routing.placement import Placement
@@ -126,6 +127,10 @@ class Route:
         assert replicas[0].info is not None
         await self.prompts.check_ids(parsed, parsed.model or replicas[0].info.models[0])
         known = await self._know(parsed, replicas, took, read=self.reads_prompts)
+        if parsed.size > LONG_BYTES and self.reads_prompts:
+            for _ in self.observer.sessions.warm(parsed):
+                await asyncio.sleep(0)
+            took.lap("observe")
         tokens = max(each.prompt.tokens for each in known.values())
         grant.charge(tokens)
         turn = self.turns.turn(request, parsed, grant, tokens, replicas)

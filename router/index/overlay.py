@@ -10,6 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+_MANY = 64
+"""Entries that are better added together: in half the time if all are new."""
+
 
 class PredictedOverlay:
     """Bounded by `max_entries` blocks (about 110 bytes each). `clock` in seconds, monotonic."""
@@ -36,9 +39,12 @@ class PredictedOverlay:
         self.expire()
         if len(self._young) + len(chain) > self._bound:
             self._rotate(self._clock())
-        young = self._young
-        for key in chain[: self._bound]:
-            young[key] = young.get(key, 0) | slots
+        young, keys = self._young, chain[: self._bound]
+        if len(keys) > _MANY and young.keys().isdisjoint(keys):
+            young.update(dict.fromkeys(keys, slots))
+        else:
+            for key in keys:
+                young[key] = young.get(key, 0) | slots
         self._young_slots |= slots
 
     def drop(self, slots: int, keys: Sequence[int]) -> None:

@@ -33,6 +33,9 @@ ARGUMENTS = (
 _JSON_FIELDS = ("arguments", ".input")
 SYSTEM_ROLES = ("system", "developer")
 
+_AT_ONCE = 128
+"""Messages looked at in a millisecond or two."""
+
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _hash64 = xxhash.xxh3_64_intdigest
@@ -107,6 +110,16 @@ class Digester:
         prints = self._messages(messages)
         size = 400 + sum(map(_SIZE, prints)) + sum([150 + tool.text.size for tool in tools])
         return Digest(arguments_of(request), tools, system, prints, size + (system.size if system is not None else 0))
+
+    def warm(self, request: ApiRequest) -> Iterator[None]:
+        """Look at the request's messages a few at a time; `digest` then finds what they are."""
+        new = 0
+        for message in messages_of(request):
+            if isinstance(message, Message) and message.print is None:
+                self.message(message)
+                new += 1
+                if new % _AT_ONCE == 0:
+                    yield
 
     def _tools(self, tools: Sequence[Any]) -> tuple[ToolPrint, ...]:
         if not tools:

@@ -189,6 +189,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def warm(self, request: ApiRequest) -> Iterator[None]:
+        """Before `step`, for a request with many messages: the same work, some of it at a time."""
+        return self._digester.warm(request)
+
     def step(self, asked: Asked) -> tuple[Session, Step]:
         """A request was routed: its session, and what it is to the session's steps before."""
         session = self._sessions.get(_id(asked.tenant, asked.model, asked.name))

@@ -29,7 +29,7 @@ from router.prompt.vocabulary import check_ids
 INLINE_CHARS = 2048
 # A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
 # the steps of several such requests are taken in turns of the loop of their own.
-_LONG_BYTES = 128 * 1024
+LONG_BYTES = 128 * 1024
 _LONG_CHARS = 256 * 1024  # a text from this size on takes milliseconds to cut where special tokens are close together
 _MANY_MESSAGES = 400  # that take 4 ms to convert and to render when they are new
 UNREAD = "unread"
@@ -170,7 +170,7 @@ class PromptStage:
 
     async def parse(self, path: str, body: bytes, *, read: bool = True) -> ApiRequest:
         """`requests.parse_request` without holding up the loop. Raises BadRequest."""
-        if len(body) <= _LONG_BYTES:
+        if len(body) <= LONG_BYTES:
             return parse_request(path, body, read=read)
         if read and endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
             await self._own_turn()
@@ -184,7 +184,7 @@ class PromptStage:
         """Raises BadRequest for a token id that the model doesn't have, if that is known."""
         spec = self._models.get(model or self._default_model or "")
         size = None if spec is None or spec.model is None else spec.model.ids
-        if request.size <= _LONG_BYTES or len(request.prompts) < _MANY:
+        if request.size <= LONG_BYTES or len(request.prompts) < _MANY:
             check_ids(request, size)
         else:
             await asyncio.get_running_loop().run_in_executor(self._pool, check_ids, request, size)
@@ -211,7 +211,7 @@ class PromptStage:
             spec = replace(spec, name=lora, adapter=True)
         elif lora:
             spec = replace(spec, inexact="lora-path")  # one for each prompt of a list
-        if request.size > _LONG_BYTES:
+        if request.size > LONG_BYTES:
             await self._own_turn()
         start = root(spec.name, block_size=spec.block_size, salt=request.salt, tenant=tenant)
         try:
@@ -253,7 +253,7 @@ class PromptStage:
     async def _encode(self, part: Part, spec: ModelSpec) -> bytes:
         assert spec.model is not None
         tokenizer = spec.model.tokenizer
-        if len(part.text) > _LONG_BYTES:
+        if len(part.text) > LONG_BYTES:
             await self._own_turn()
         try:
             if len(part.text) > _LONG_CHARS:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import msgspec
 
@@ -135,10 +136,9 @@ class Lineage:
     ) -> tuple[Session | None, bool]:
         """The session with the latest end that a prompt runs through, and whether that is its current end."""
         ends = self._ends
-        for depth in range(len(chain), 0, -1):
-            bucket = ends.get(chain[depth - 1])
-            if bucket is None:
-                continue
+        # In C: a new prompt is gone through whole, and a long one has tens of thousands of blocks.
+        for depth in compress(range(len(chain), 0, -1), map(ends.__contains__, reversed(chain))):
+            bucket = ends[chain[depth - 1]]
             at = depth * block_size * TOKEN_BYTES
             best: tuple[int, bool, int, Session] | None = None
             for place, (tail, session) in enumerate(bucket):

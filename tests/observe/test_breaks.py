@@ -122,3 +122,13 @@ def test_other_sessions_are_unrelated() -> None:
         before = body(one, rng.randrange(len(one["steps"])))
         after = body(other, 0)
         assert related(CHAT, before, after).relation is Relation.UNRELATED
+
+
+def test_many_messages_are_looked_at_some_at_a_time() -> None:
+    content = {"model": "m", "messages": [{"role": "user", "content": f"{i} "} for i in range(1000)]}
+    digester = Digester()
+    request = parsed(CHAT, content)
+    assert sum(1 for _ in digester.warm(request)) == 1000 // 128
+    assert all(message.print is not None for message in request.body["messages"])
+    assert sum(1 for _ in digester.warm(parsed(CHAT, content))) == 0, "they are known"
+    assert digester.digest(request) == Digester().digest(parsed(CHAT, content))
