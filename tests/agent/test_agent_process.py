@@ -245,9 +245,10 @@ async def test_an_engine_without_events_reports_its_load_and_capacity(site: Site
     await site.agent(replica)
 
     async def known() -> bool:
-        return await site.record() is not None
+        record = await site.record()
+        return record is not None and record.load is not None and record.load.events != ""
 
-    await site.until(known, "the lease")
+    await site.until(known, "the lease, and what the agent says of its events")
     record = await site.record()
     assert record is not None and record.meta is not None
     assert (record.meta.engine, record.meta.events, record.meta.url) == ("tgi", False, replica.url)

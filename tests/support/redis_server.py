@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -39,10 +40,19 @@ class Server:
         with (self.folder / "log").open("ab") as out:
             self.process = subprocess.Popen([*command, *options], stdout=out, stderr=out)
         deadline = time.monotonic() + 10
-        while not self.socket.exists():
+        while not self._accepts():
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.005)
+
+    def _accepts(self) -> bool:
+        """The socket is there before the server listens on it."""
+        try:
+            with socket.socket(socket.AF_UNIX) as trying:
+                trying.connect(str(self.socket))
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         if self.process is not None:
