@@ -34,7 +34,7 @@ class Compared(NamedTuple):
 
 
 def compare_places(loop: nodes.For, macros: Mapping[str, nodes.Macro], outer: Collection[str]) -> Compared:
-    """Rewrite the comparisons in the loop's body, in place. `outer`: names assigned outside of loops and macros."""
+    """Rewrite the comparisons in the loop's body, in place. `outer`: names assigned at the top level."""
     rewriting = _Rewriting(loop, macros, outer)
     loop.body = [rewriting.visit(node) for node in loop.body]
     return Compared(rewriting.numbers, rewriting.of)
@@ -64,9 +64,14 @@ class _Rewriting(NodeTransformer):
         operator, right = node.ops[0].op, node.ops[0].expr
         for flipped, place_, other in ((False, node.expr, right), (True, right, node.expr)):
             if _tells_place(place_) and (number := self._number(other, operator)) is not None:
+                of_loop = isinstance(other, nodes.Getattr) and _is_loop(other.node)
+                if of_loop and not isinstance(place_, nodes.Getattr):
+                    return node
                 arguments = [nodes.Const(len(self.numbers)), nodes.Const(operator), nodes.Const(flipped), place_]
                 self.numbers.append(number)
-                asked = ask("compared", arguments)
+                asked: nodes.Expr = ask("compared", arguments)
+                if of_loop:  # what is no list may have no length before its loop runs
+                    asked = nodes.CondExpr(ask("counted", []), asked, deepcopy(node))
                 place(number, node)
                 place(asked, node)
                 return asked
@@ -88,7 +93,7 @@ class _Rewriting(NodeTransformer):
                 defined = nodes.Test(nodes.Name(name, "load"), "defined", [], [], None, None)
                 return nodes.CondExpr(defined, deepcopy(expr), nodes.Name(name, "load"))
             return None
-        less = nodes.Const(0)
+        less: nodes.Expr | None = None
         counted: nodes.Expr = expr
         if isinstance(expr, nodes.Sub) and isinstance(expr.right, nodes.Const) and type(expr.right.value) is int:
             less = expr.right
@@ -96,16 +101,20 @@ class _Rewriting(NodeTransformer):
         if isinstance(counted, nodes.Filter) and counted.name in _LENGTHS and not counted.args:
             of = counted.node
             if isinstance(of, nodes.Name) and of.name == "messages" and "messages" in self._constant:
-                return nodes.Sub(self._length(of), deepcopy(less))
+                return self._length(of, deepcopy(less))
         return None
 
     @staticmethod
-    def _length(name: nodes.Name) -> nodes.Expr:
-        return ask("length", [nodes.Name(name.name, "load")])
+    def _length(name: nodes.Name, less: nodes.Expr | None = None) -> nodes.Expr:
+        return ask("length", [nodes.Name(name.name, "load"), less or nodes.Const(0)])
+
+
+def _is_loop(expr: nodes.Node) -> bool:
+    return isinstance(expr, nodes.Name) and expr.name == "loop"
 
 
 def _tells_place(expr: nodes.Expr) -> bool:
     return any(
-        isinstance(one.node, nodes.Name) and one.node.name == "loop" and one.attr in ("index", "index0")
+        _is_loop(one.node) and one.attr in ("index", "index0")
         for one in ([expr] if isinstance(expr, nodes.Getattr) else expr.find_all(nodes.Getattr))
     )

@@ -15,10 +15,11 @@ call something that is neither a macro of the template, a method, nor a pure fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from jinja2 import nodes
+from jinja2.idtracking import Symbols
 
 from router.prompt.compared import compare_places
 from router.prompt.nodes import ask, place
@@ -26,26 +27,60 @@ from router.prompt.resume import PASSED
 from router.prompt.scans import make_scan
 
 _Kind = TypeVar("_Kind", bound=nodes.Node)
+_Loads = Mapping[str, tuple[str, str | None]]
 
 _PURE = frozenset({"raise_exception", "namespace", "range", "dict"})
 _OPAQUE = (
     nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block, nodes.ScopedEvalContextModifier,
     nodes.EvalContextModifier, nodes.Scope, nodes.OverlayScope, nodes.With, nodes.CallBlock,
 )  # fmt: skip
-_BY_PLACE = ("resumption_item", "resumption_upto")
+_BY_PLACE = {"resumption_item": 1, "resumption_upto": 2}
 _IMPURE_FILTERS = frozenset({"random"})
 
 
 def make_resumable(tree: nodes.Template) -> int:
-    """Make the template's top-level loops resumable, in place; how many. They call `environment.resumption`."""
-    defined = list(_macros(tree.body))
-    macros = {macro.name: macro for macro in defined}
-    if len(macros) < len(defined):
+    """Make the template's top-level loops resumable, in place; how many. They call `environment.resumption`.
+
+    0: the template can't be resumed, and the tree is of no use any more.
+    """
+    names = [macro.name for macro in tree.find_all(nodes.Macro)]
+    if len(set(names)) < len(names):
         return 0  # one replaces another on the way
     if any(tree.find_all((nodes.Extends, nodes.Block, nodes.Import, nodes.FromImport, nodes.Include))):
         return 0
-    outer = _stored_outside(tree)
-    return _rewrite(tree.body, macros, outer, 0)
+    if any(map(_is_identity, tree.find_all((nodes.Test, nodes.Const)))):
+        return 0  # values that are remembered are equal to those of a render from the start, not the same
+    macros = {macro.name: macro for macro in _macros(tree.body)}
+    before = _symbols(tree)
+    count = _rewrite(tree.body, macros, before.stores, 0)
+    return count if _mean_the_same(before.loads, _symbols(tree).loads, tree) else 0
+
+
+def _symbols(tree: nodes.Template) -> Symbols:
+    """The top level's variables."""
+    symbols = Symbols()
+    symbols.analyze_node(tree)
+    return symbols
+
+
+def _mean_the_same(before: _Loads, after: _Loads, tree: nodes.Template) -> bool:
+    """Do names still mean what they did, though what a loop reads is read before it, at the top level?
+
+    jinja2 decides by the order of a block's statements, and by what is around it, what a name is before its assignment.
+    """
+    assigned = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    return all(
+        before[variable] == how if variable in before else how[1] not in assigned for variable, how in after.items()
+    )
+
+
+def _is_identity(node: nodes.Node) -> bool:
+    """Does it compare by identity with something of which there may be two?"""
+    if isinstance(node, nodes.Test):
+        one = node.args[0] if node.args else None
+        single = isinstance(one, nodes.Const) and (one.value is None or type(one.value) is bool)
+        return node.name == "sameas" and not single
+    return isinstance(node, nodes.Const) and node.value == "sameas"
 
 
 def _macros(body: list[nodes.Node]) -> Iterator[nodes.Macro]:
@@ -66,7 +101,7 @@ def _rewrite(body: list[nodes.Node], macros: dict[str, nodes.Macro], outer: set[
             for branch in node.elif_:
                 count = _rewrite(branch.body, macros, outer, count)
             count = _rewrite(node.else_, macros, outer, count)
-        elif isinstance(node, nodes.For) and make_scan(node, count):
+        elif isinstance(node, nodes.For) and make_scan(node, count, outer):
             count += 1
         elif isinstance(node, nodes.For) and (entered := _entered(node, macros, outer, count)) is not None:
             body.insert(position, entered)
@@ -89,7 +124,7 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
     names = read & (outer | PASSED | macros.keys())
     parts = [*loop.body, *(macros[name] for name in sorted(read & macros.keys()))]
     watched = sorted(name for name in names if name not in macros and _only_by_place(parts, name))
-    inputs = sorted(names - set(watched))
+    inputs = sorted(names - set(watched) - macros.keys())
     for name in watched:
         for part in parts:
             _watch(part, name)
@@ -99,14 +134,19 @@ def _entered(loop: nodes.For, macros: dict[str, nodes.Macro], outer: set[str], n
         loop.iter,  # type: ignore[list-item]
         nodes.List([nodes.Name(name, "load") for name in watched]),
         nodes.List([nodes.Name(name, "load") for name in inputs]),
+        nodes.List([_pair(name, name) for name in sorted(names & macros.keys())]),
         nodes.List(compared.numbers),
-        nodes.List([nodes.List([nodes.Name(name, "load"), nodes.Const(attr)]) for name, attr in spared]),
+        nodes.List([_pair(*pair) for pair in spared]),
     ]
     loop.iter = ask("tail", [])
     printed = nodes.Output([ask("enter", arguments)])
     place(loop.iter, loop)
     place(printed, loop)
     return printed
+
+
+def _pair(name: str, text: str) -> nodes.Expr:
+    return nodes.List([nodes.Name(name, "load"), nodes.Const(text)])
 
 
 def _reads_attribute(loop: nodes.For, macros: dict[str, nodes.Macro], name: str, attr: str) -> bool:
@@ -121,40 +161,29 @@ def _reads_attribute(loop: nodes.For, macros: dict[str, nodes.Macro], name: str,
     return False
 
 
-def _stored_outside(tree: nodes.Template) -> set[str]:
-    """Names that are assigned outside of loops and macros."""
-    found: set[str] = set()
-    left: list[nodes.Node] = list(tree.body)
-    while left:
-        node = left.pop()
-        if isinstance(node, nodes.For | nodes.Macro):
-            continue
-        if isinstance(node, nodes.Name) and node.ctx == "store":
-            found.add(node.name)
-        left.extend(node.iter_child_nodes())
-    return found
-
-
 def _reads(loop: nodes.For, macros: dict[str, nodes.Macro]) -> set[str] | None:
     """Names read by the body and by the macros it calls; None if it does something that can't be followed."""
     found: set[str] = set()
-    seen: set[str] = set()
-    left: list[nodes.Node] = list(loop.body)
+    called_macros: set[str] = set()
+    target = loop.target.name  # type: ignore[attr-defined]
+    left = [(node, False) for node in loop.body]
     own = _store_names(loop)
     while left:
-        node = left.pop()
+        node, in_macro = left.pop()
         if isinstance(node, _OPAQUE) or (isinstance(node, nodes.Filter) and node.name in _IMPURE_FILTERS):
             return None
         if isinstance(node, nodes.Macro):
             return None  # defined anew by each iteration
         if isinstance(node, nodes.Name):
-            if node.name in ("self", "super", "caller"):
+            if node.name in ("self", "super", "caller", "strftime_now"):
                 return None
-            found.add(node.name)
-            if node.name in macros and node.name not in seen:
-                seen.add(node.name)
-                left += macros[node.name].body
-                left += macros[node.name].defaults
+            if node.name == "loop" and not in_macro:
+                return None  # handed on: whoever has it may take its next item
+            if node.name != target or in_macro:
+                found.add(node.name)
+            if node.name in macros and node.name not in called_macros:
+                called_macros.add(node.name)
+                left += [(part, True) for part in (*macros[node.name].body, *macros[node.name].defaults)]
         if isinstance(node, nodes.NSRef):
             found.add(node.name)
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name):
@@ -163,12 +192,10 @@ def _reads(loop: nodes.For, macros: dict[str, nodes.Macro]) -> set[str] | None:
                 return None
         elif isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Getattr | nodes.EnvironmentAttribute):
             return None
-        if isinstance(node, nodes.Name) and node.name == "loop" and node.ctx == "store":
-            return None
-        left.extend(node.iter_child_nodes())
-    if any(name in macros for name in own):
-        return None
-    return found - {loop.target.name, "loop"}  # type: ignore[attr-defined]
+        if isinstance(node, nodes.Getattr) and _is_name(node.node, "loop") and not in_macro:
+            continue
+        left += [(child, in_macro) for child in node.iter_child_nodes()]
+    return None if any(name in macros for name in own) else found
 
 
 def _store_names(loop: nodes.For) -> set[str]:
@@ -186,7 +213,7 @@ def _only_by_place(parts: Sequence[nodes.Node], name: str) -> bool:
         return False
     placed = sum(_is_item_of(one, name) for part in parts for one in _getitems(part))
     counted = sum(_counts_up_to(one, name) for part in parts for one in _all(part, nodes.For))
-    asked = sum(_is_asked(one, name) for part in parts for one in _all(part, nodes.Call))  # for a loop before this one
+    asked = sum(_asked(one, name) for part in parts for one in _all(part, nodes.Call))  # for a loop before this one
     return len(uses) == placed + counted + asked
 
 
@@ -224,9 +251,11 @@ def _counts_up_to(node: nodes.For, name: str) -> bool:
     return isinstance(end, nodes.Filter) and end.name in ("length", "count") and _is_name(end.node, name)
 
 
-def _is_asked(call: nodes.Call, name: str) -> bool:
-    asks = isinstance(call.node, nodes.EnvironmentAttribute) and call.node.name in _BY_PLACE
-    return asks and _is_name(call.args[0], name)
+def _asked(call: nodes.Call, name: str) -> int:
+    """How often a call that was put there by `_watch` names the variable."""
+    if not isinstance(call.node, nodes.EnvironmentAttribute) or not call.args or not _is_name(call.args[0], name):
+        return 0
+    return _BY_PLACE.get(call.node.name, 0)
 
 
 def _is_name(node: nodes.Node | None, name: str) -> bool:
@@ -234,13 +263,11 @@ def _is_name(node: nodes.Node | None, name: str) -> bool:
 
 
 def _watch(part: nodes.Node, name: str) -> None:
-    """`name[i]` -> `item(name, i)[0]`, and `range(begin, name|length)` -> `upto(name, begin)`."""
+    """`name[i]` -> `item(name, i)[0]`, and `range(begin, name|length)` -> `upto(name, range(...))`."""
     for node in [one for one in _getitems(part) if _is_item_of(one, name)]:
         call = ask("item", [node.node, node.arg])
         node.node, node.arg = call, nodes.Const(0)
         place(node, node)
     for loop in [one for one in _all(part, nodes.For) if _counts_up_to(one, name)]:
-        counting = loop.iter
-        assert isinstance(counting, nodes.Call)
-        loop.iter = ask("upto", [nodes.Name(name, "load"), counting.args[0]])
+        loop.iter = ask("upto", [nodes.Name(name, "load"), loop.iter])  # type: ignore[list-item]
         place(loop.iter, loop)

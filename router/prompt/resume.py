@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from operator import eq, ge, gt, is_, le, lt, ne
-from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import UndefinedError
-from jinja2.runtime import LoopContext, Macro, Undefined
-from jinja2.sandbox import safe_range
+from jinja2.runtime import LoopContext, Macro, StrictUndefined, Undefined
 from jinja2.utils import Namespace, missing
 
 from router.prompt.history import Message, SharedList
@@ -195,10 +193,8 @@ class Run:
                 break
             texts.append(found.text)
         if self._parent is not None:
-            for (attributes, spared), known in zip(self._namespaces, self._parent.state, strict=True):
-                own = {name: attributes[name] for name in spared if name in attributes}
-                attributes.clear()
-                attributes.update(known, **own)
+            for (attributes, _), known in zip(self._namespaces, self._parent.state, strict=True):
+                attributes.update(known)  # none is ever deleted
             self._snapshots.used(self._keys)
             self._snapshots.resumed += self.start
         return "".join(texts)
@@ -254,7 +250,7 @@ class Run:
             for attributes in state:
                 for value in attributes.values():
                     keyed(value, pins)
-        except _Unkeyable:
+        except (_Unkeyable, RecursionError):
             self.lost = True
             return
         text = "".join(self._pieces[self._mark :])
@@ -382,11 +378,16 @@ class Loop(LoopContext):
 
 
 def keyed(value: Any, pins: list[Any]) -> Any:
-    """What a value is compared by between renders; objects compared by identity are added to `pins`."""
+    """What a value is compared by between renders; objects compared by identity are added to `pins`.
+
+    Raises RecursionError for what is nested too deeply.
+    """
     kind = type(value)
-    if value is None or kind in (str, int, bool, float):
+    if value is None or kind in (str, int, bool):
         return (kind, value)
-    if kind in (Message, SharedList, FunctionType, BuiltinFunctionType, type):
+    if kind is float:
+        return (kind, repr(value))  # 0.0 == -0.0
+    if kind in (Message, SharedList):
         pins.append(value)
         return ("same", id(value))
     if isinstance(value, Undefined):
@@ -423,7 +424,7 @@ class Resumption:
         try:
             rest = ((name, value) for name, value in variables.items() if name not in PASSED)
             self._base = tuple((name, keyed(value, self._pins)) for name, value in rest)
-        except _Unkeyable:
+        except (_Unkeyable, RecursionError):
             self._base = None
 
     def end(self) -> None:
@@ -437,38 +438,52 @@ class Resumption:
         iterable: Any,
         watched: list[Any],
         inputs: list[Any],
+        macros: list[tuple[Any, str]],
         numbers: list[Any],
         spared: list[tuple[Any, str]],
     ) -> str:
         """A loop starts: the text of the iterations that need not be run.
 
-        `numbers`: what places are compared with. `spared`: (namespace, attribute) of those that are not read else.
+        `macros`: each with its name. `numbers`: what places are compared with. `spared`: (namespace, attribute) of
+        those that are not read else.
         """
         self._tail, self._run, self._numbers = iterable, None, numbers
         if self._base is None or not isinstance(iterable, list | tuple) or not iterable:
             return ""
         sequences: list[Sequence[Any]] = [iterable]
+        kinds = ""  # which of those that are watched is what
         for value in watched:
-            if isinstance(value, list | tuple) and value is not iterable:
+            if value is iterable:
+                kinds += "i"
+            elif isinstance(value, list | tuple):
+                kinds += "s"
                 sequences.append(value)
-            elif value is not iterable:
+            else:
+                kinds += "v"
                 inputs = [*inputs, value]
         namespaces: list[tuple[dict[str, Any], frozenset[str]]] = []
         pins = list(self._pins)
-        key: list[Any] = [self._base, len(sequences)]
+        key: list[Any] = [self._base, kinds]
+        spaces = [value for value in inputs if isinstance(value, Namespace)]
+        # Two names may be one namespace's: which ones are is part of the key, and all of its attributes are.
+        names = [[one is value for one in spaces] for value in spaces]
         try:
             for value in inputs:
                 if isinstance(value, Namespace):
                     attributes = object.__getattribute__(value, "_Namespace__attrs")
-                    apart = frozenset(name for space, name in spared if space is value)
+                    same = names[len(namespaces)]
+                    apart = frozenset(name for space, name in spared if space is value and sum(same) == 1)
                     namespaces.append((attributes, apart))
                     read = ((name, item) for name, item in attributes.items() if name not in apart)
-                    key.append(("namespace", *((name, keyed(item, pins)) for name, item in read)))
-                elif isinstance(value, Macro):
-                    key.append("macro")
+                    key.append((same.index(True), *((name, keyed(item, pins)) for name, item in read)))
                 else:
                     key.append(keyed(value, pins))
-        except _Unkeyable:
+            for value, name in macros:
+                if isinstance(value, Macro) and value.name == name:
+                    key.append(name)
+                else:
+                    key.append(keyed(value, pins))
+        except (_Unkeyable, RecursionError):
             return ""
         run = Run(self.snapshots, self._pieces, number, tuple(key), pins, sequences, namespaces, numbers)
         self._tail = self._run = run
@@ -485,10 +500,15 @@ class Resumption:
             run.asks(sequence, index)
         return (self._getitem(sequence, index),)
 
-    def upto(self, sequence: Any, begin: Any) -> Any:
-        """`range(begin, sequence|length)`, for an iteration that mostly doesn't get to the end."""
-        run, every = self._run, safe_range(begin, len(sequence))
-        return every if run is None else run.counting(sequence, every)
+    def upto(self, sequence: Any, every: Any) -> Any:
+        """`every`: `range(begin, sequence|length)`, for an iteration that mostly doesn't get to the end."""
+        run = self._run
+        if run is None:
+            return every
+        if type(every) is range:
+            return run.counting(sequence, every)
+        run.lost = True  # the name means something else
+        return every
 
     def compared(self, place: int, operator: str, flipped: bool, other: Any) -> Any:
         """`other > number`, or the like, for an iteration that compares its place."""
@@ -503,21 +523,32 @@ class Resumption:
                 run.lost = True
         return result
 
-    def length(self, value: Any) -> Any:
-        """The value's length, if it has one: a number that places are compared with."""
-        return len(value) if isinstance(value, list | tuple | str | dict) else Undefined()
+    def counted(self) -> bool:
+        """Is the loop's length known to be its list's?"""
+        return self._run is not None
 
-    def scan(self, number: int, iterable: Any) -> Any:
-        """What a loop that looks for something iterates over."""
+    def length(self, value: Any, less: int) -> Any:
+        """`value|length - less`, a number that places are compared with; without a length comparisons fail."""
+        try:
+            return len(value) - less
+        except TypeError:
+            return StrictUndefined()
+
+    def scan(self, number: int, iterable: Any, *flag: Any) -> Any:
+        """What a loop that looks for something iterates over. `flag`: what has the flag that ends it."""
         if isinstance(iterable, _REVERSED):
             iterable = list(iterable)
-        self._scan = Scan(iterable, self._idle, number) if isinstance(iterable, list | tuple) else None
+        able = isinstance(iterable, list | tuple) and all(type(one) is Namespace for one in flag)
+        self._scan = Scan(iterable, self._idle, number) if able else None
         return iterable if self._scan is None else self._scan
 
     def places(self, number: int, indexes: Any, sequence: Any) -> Any:
         """The same where it goes by the items' places."""
-        self._scan = Scan(sequence, self._idle, number) if isinstance(sequence, list | tuple) else None
-        return indexes if self._scan is None else self._scan.places(indexes)
+        if type(indexes) is not range or not isinstance(sequence, list | tuple):
+            self._scan = None
+            return indexes
+        self._scan = Scan(sequence, self._idle, number, by_place=True)
+        return self._scan.places(indexes)
 
     def telling(self, item: Any, result: Any) -> Any:
         """The condition of such a loop, for an item."""

@@ -150,6 +150,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             resumption.item,
             resumption.upto,
             resumption.compared,
+            resumption.counted,
             resumption.length,
         )
         for method in (*own, resumption.scan, resumption.places, resumption.telling):

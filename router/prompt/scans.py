@@ -13,7 +13,7 @@ passed over. And where nothing can happen any more (`ns.searching` is false), th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -26,8 +26,11 @@ _PLACES = frozenset({"index", "index0", "revindex", "revindex0"})
 _OVERHEAD = 600  # bytes: a small message's dict and its entry
 
 
-def make_scan(loop: nodes.For, number: int) -> bool:
-    """Rewrite the loop, in place, if it is one. `number`: no other loop's of the template."""
+def make_scan(loop: nodes.For, number: int, outer: Collection[str]) -> bool:
+    """Rewrite the loop, in place, if it is one.
+
+    `number`: no other loop's of the template. `outer`: names assigned at the top level.
+    """
     if loop.else_ or loop.test is not None or loop.recursive or not isinstance(loop.target, nodes.Name):
         return False
     found = loop.body[-1] if loop.body else None
@@ -44,16 +47,22 @@ def make_scan(loop: nodes.For, number: int) -> bool:
     read = _item_of(test, item) if places else nodes.Name(item, "load")
     if rest is None or read is None or not _reads_only(rest, read):
         return False
-    telling: nodes.Expr = ask("telling", [deepcopy(read), rest])
+    used = {item, "messages", *(name.name for one in (read, flag) if one for name in one.find_all(nodes.Name))}
+    if any(cast(nodes.Name, cast(nodes.Assign, each).target).name in used for each in loop.body[:-1]):
+        return False
+    if "messages" in outer and any(_names(each, "messages") for each in loop.body[:-1]):
+        return False  # which may have no length then
+    telling: nodes.Expr = ask("telling", [nodes.Name(item, "load"), rest])
+    seen = [deepcopy(read.node)] if isinstance(read, nodes.Getitem) else []
     if flag is not None:
+        seen.append(deepcopy(flag.node))
         telling = nodes.And(flag, telling)
         ended = nodes.If(nodes.Not(deepcopy(flag)), [nodes.Break()], [], [])
         place(ended, loop)
         loop.body.insert(0, ended)
     found.test = telling
-    sequence: list[nodes.Expr] = [deepcopy(read.node)] if isinstance(read, nodes.Getitem) else []
     of = cast(nodes.Expr, loop.iter)
-    loop.iter = ask("places" if places else "scan", [nodes.Const(number), of, *sequence])
+    loop.iter = ask("places" if places else "scan", [nodes.Const(number), of, *seen])
     place(telling, loop)
     place(loop.iter, loop)
     return True
@@ -178,9 +187,11 @@ def _size(item: dict[str, Any]) -> int:
 class Scan:
     """What a scan iterates over."""
 
-    __slots__ = ("_idle", "_number", "items")
+    __slots__ = ("_by_place", "_idle", "_number", "items")
 
-    def __init__(self, items: Sequence[Any], idle: Idle, number: int) -> None:
+    def __init__(self, items: Sequence[Any], idle: Idle, number: int, *, by_place: bool = False) -> None:
+        """`by_place`: the loop goes by the items' indexes."""
+        self._by_place = by_place
         self.items = items
         self._idle = idle
         self._number = number
@@ -193,14 +204,16 @@ class Scan:
         return self._idle.has(self._number, item)
 
     def tested(self, item: Any, result: Any) -> Any:
-        if not result:
+        if not result and not self._by_place:
             self._idle.note(self._number, item)
+        elif not result and 0 <= item < len(self.items):
+            self._idle.note(self._number, self.items[item])
         return result
 
     def __iter__(self) -> Iterator[Any]:
         return (item for item in self.items if not self.idle(item))
 
-    def places(self, indexes: Iterable[Any]) -> Iterator[Any]:
+    def places(self, indexes: range) -> Iterator[int]:
         """Those of which there is something to do with the item."""
         items, count = self.items, len(self.items)
         return (at for at in indexes if not (0 <= at < count and self.idle(items[at])))

@@ -72,6 +72,8 @@ class ChatTemplate:
             resumable = environment.parse(source)
             if max_snapshot_bytes and make_resumable(resumable):
                 environment.resume_with(Resumption(max_snapshot_bytes, environment.getitem, environment.flat))
+            else:
+                resumable = environment.parse(source)
             measure(resumable)
             self._template = environment.from_string(resumable)
             environment.install(self._template.root_render_func.__globals__)

@@ -228,6 +228,79 @@ HARD = {
         "{% set q = messages[0].content if messages else '' %}{% for m in messages[1:] %}{% if [loop.index0] == q %}!{% endif %}"
         "{% if loop.index0 ~ '' == q %}={% endif %}{% if loop.index0 == q %}?{% endif %}{{ m.content }}{% endfor %}"
     ),
+    "scan for a flag that may be undefined": (
+        "{% if mode is defined %}{% set ns = namespace(on=true) %}{% endif %}"
+        "{% for m in messages[::-1] %}{% if ns.on and m.role == 'never' %}x{% endif %}{% endfor %}"
+    ),
+    "scan whose flag is its place": (
+        "{% for m in messages[::-1] %}{% set at = loop.index0 %}{% if at.real and m.role == 'user' %}{{ at }}{% endif %}{% endfor %}"
+    ),
+    "scan that changes its index": (
+        "{% for i in range(messages|length - 1, -1, -1) %}{% set i = messages|length - 1 %}{% if messages[i].role == 'user' %}x{% endif %}{% endfor %}"
+    ),
+    "scan beside messages without a length": (
+        "{% set all = messages %}{% if mode is defined %}{% set messages = none %}{% endif %}{% for m in all[::-1] %}"
+        "{% set i = messages|length - loop.index0 %}{% if m.role == 'user' %}{{ i }}{% endif %}{% endfor %}"
+    ),
+    "scan that looks at nothing": (
+        "{% for i in range(messages|length - 1, -1, -1) %}{% if 1 == 2 and nothing[i].role == 'user' %}x{% endif %}{% endfor %}"
+    ),
+    "compares with the length of no list": (
+        "{% set found = messages|reverse %}{% for m in found %}{{ m.content }}{% if loop.index == loop.length %}L{% endif %}{% endfor %}"
+        "{% set some = range(5) %}{% for i in some %}{% if loop.index < loop.length %}{{ i }}{% endif %}{% endfor %}"
+    ),
+    "compares with messages without a length": (
+        "{% set all = messages %}{% set messages = none if mode is defined else nothing %}{% for m in all %}{{ m.content }}"
+        "{% if m.role == 'tool' and (loop.index0 == messages|length - 1 or loop.index0 > messages|length) %}L{% endif %}{% endfor %}"
+    ),
+    "macro replaced by another": (
+        "{% macro a() %}A{% endmacro %}{% macro b() %}B{% endmacro %}{% if tools %}{% set a = b %}{% endif %}"
+        "{% for m in messages %}{{ a() }}{% endfor %}"
+    ),
+    "macro of another name": (
+        "{% macro show() %}{% endmacro %}{% macro other() %}{{ tools|length }}{% endmacro %}{% macro call(show) %}{{ show() }}"
+        "{% endmacro %}{% set alias = other %}{% for m in messages %}{{ call(alias) }}{% endfor %}"
+    ),
+    "macro named as a function": (
+        "{% macro count() %}{{ tools|length }}{% endmacro %}{% set dict = count %}{% for m in messages %}{{ dict() }}{% endfor %}"
+    ),
+    "macro reads what the loop calls its item": (
+        "{% macro count() %}{{ tools|length }}{{ loop|length }}{% endmacro %}{% set loop = messages %}"
+        "{% for tools in messages %}{{ count() }}{{ tools.content }}{% endfor %}"
+    ),
+    "assigned behind the loop": (
+        "{% macro show() %}{{ mode }}{% endmacro %}{{ show() }}{% for m in messages %}{{ show() }}{{ mode }}{% endfor %}"
+        "{% set mode = 5 %}{{ mode }}"
+    ),
+    "assigned behind an inner loop": (
+        "{% with %}{% set mode = 1 %}{% endwith %}{% for m in messages %}{% for c in m.content %}{{ mode }}{% endfor %}"
+        "{% set mode = 5 %}{% endfor %}"
+    ),
+    "range of one's own": (
+        "{% if tools %}{% set range = none %}{% endif %}{% for m in messages %}{% for j in range(loop.index0, messages|length) %}"
+        "{{ messages[j].role }}{% break %}{% endfor %}{% endfor %}"
+    ),
+    "the loop handed on": (
+        "{% for m in messages %}A{{ m.content }}{% if loop.index0 == 2 %}{% for other in loop %}{{ other[0].content }}{% endfor %}{% endif %}{% endfor %}"
+    ),
+    "a namespace printed": (
+        "{% set ns = namespace(q=1, n=0) %}{% for m in messages %}{% if loop.index0 > ns.q %}*{% endif %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns }}"
+    ),
+    "one namespace or two": (
+        "{% set a = namespace(v=1) %}{% if tools %}{% set b = a %}{% else %}{% set b = namespace(v=1) %}{% endif %}"
+        "{% for m in messages %}{% set a.v = a.v + 1 %}{{ b.v }}{% endfor %}"
+    ),
+    "two names of one space, read by key": (
+        "{% set ns = namespace(q=tools|length if tools else 0, n=0) %}{% set other = ns %}"
+        "{% for m in messages %}{% if loop.index0 > ns.q %}*{% endif %}{{ ns.n }}{{ other['q'] }}{% endfor %}"
+    ),
+    "lists that change places": (
+        "{% if tools %}{% set a = messages %}{% set b = messages[1:] %}{% else %}{% set b = messages %}{% set a = messages[1:] %}{% endif %}"
+        "{% for m in messages %}{{ (a[loop.index0] | default(m)).role }}{{ (b[loop.index0] | default(m)).content }}{% endfor %}"
+    ),
+    "the same object": (
+        "{% set ns = namespace(x=none) %}{% for m in messages %}{{ m.content }}{% set ns.x = extra %}{% endfor %}{{ ns.x is sameas extra }}"
+    ),
     "clock": "{% for m in messages %}{{ strftime_now('%f') | length }}{{ m.content }}{% endfor %}",
 }
 TEMPLATES = {**HARD, **{path.stem: path.read_text() for path in FOLDER.glob("*.jinja")}}
@@ -269,7 +342,7 @@ def compare(source: str, seed: int, steps: int) -> ChatTemplate:
         if generator.random() < 0.3:
             fields["mode"] = generator.choice([1, True, "1", None, 1.0])
         if generator.random() < 0.2:
-            fields["extra"] = {"x": generator.choice([1, 2])}
+            fields["extra"] = {"x": generator.choice([1, 2, 0.0, -0.0])}
         tools = generator.choice([None, *TOOLS, list(TOOLS[2])])
         expected = outcome(plain.render, talk, tools, **fields)
         assert outcome(resumed.render, talk, tools, **fields) == expected
@@ -324,6 +397,17 @@ def test_real_templates_resume(templated_directory: Path) -> None:
     assert resumed > 0.9 * total
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set d = {'now': strftime_now} %}{% for m in messages %}{{ d.now('%f') }}{% endfor %}",
+        "{% macro call(range) %}{{ range('%f') }}{% endmacro %}{% for m in messages %}{{ call(strftime_now) }}{% endfor %}",
+    ],
+)
+def test_what_tells_the_time_is_rendered_anew(source: str) -> None:
+    assert growing(source, count=50)[0] == 0
+
+
 def test_snapshots_are_bounded() -> None:
     template = ChatTemplate(TEMPLATES["last"], max_snapshot_bytes=100_000)
     plain = ChatTemplate(TEMPLATES["last"], max_snapshot_bytes=0)
@@ -343,6 +427,19 @@ def test_messages_that_are_not_shared_are_rendered_anew() -> None:
     for text in ("a", "b", "c"):
         talk = [{"role": "user", "content": text} for _ in range(20)]
         assert template.render(talk).count(f"user:{text}") == 20
+
+
+def test_deep_variables_are_rendered_anew() -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    source = (
+        HARD["last"] + "{% set ns = namespace(x=none) %}{% for m in messages %}{% set ns.x = documents %}{% endfor %}"
+    )
+    template, plain = ChatTemplate(source), ChatTemplate(source, max_snapshot_bytes=0)
+    talk = [Message({"role": "user", "content": "u"}) for _ in range(2 * STEP)]
+    for fields in ({}, {"documents": deep}, {"variable": deep}) * 2:
+        assert template.render(talk, **fields) == plain.render(talk, **fields)
 
 
 def test_idle_messages_are_bounded_and_known_by_identity() -> None:
