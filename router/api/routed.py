@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is known of the prompt as one kind of engine sees it: the prompt, and who holds how much of it."""
 
     prompt: Prompt

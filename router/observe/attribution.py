@@ -45,7 +45,7 @@ class Cause(StrEnum):
     __hash__ = str.__hash__  # the enumeration's own is a call of Python
 
 
-class Facts(msgspec.Struct):
+class Facts(msgspec.Struct, gc=False):
     """What is known of one answered request. Counts are prompt tokens.
 
     `prompt`: all; `hittable`: the most an engine can reuse. `cached`: what the engine says it reused, None if it says
@@ -82,7 +82,7 @@ class Facts(msgspec.Struct):
     followed: bool = True
 
 
-class Attribution(msgspec.Struct, frozen=True):
+class Attribution(msgspec.Struct, frozen=True, gc=False):
     """`reused` tokens, and the computed ones by cause; `cause`: the one with most tokens, `new` only if alone.
 
     `assumed`: the engine did not say what it reused; the prediction is taken for it.

@@ -118,7 +118,7 @@ class Break:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class Comparison(msgspec.Struct, frozen=True, gc=False):
     """`shared`: leading messages in common; the more, the closer two requests are."""
 
     relation: Relation

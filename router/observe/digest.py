@@ -43,7 +43,7 @@ _OBJECTS = {dict, Message}
 _SIZE = attrgetter("size")
 
 
-class MessagePrint(msgspec.Struct, frozen=True):
+class MessagePrint(msgspec.Struct, frozen=True, gc=False):
     """One message: its fields in the order they are read, and one hash of them all.
 
     `json`: of fields that are JSON objects (tool calls' arguments), the hash whatever the order of the keys.
@@ -59,7 +59,7 @@ class MessagePrint(msgspec.Struct, frozen=True):
     """Of all fields."""
 
 
-class ToolPrint(msgspec.Struct, frozen=True):
+class ToolPrint(msgspec.Struct, frozen=True, gc=False):
     """One tool as the client wrote it, and its hash whatever the order of its keys."""
 
     name: str
@@ -67,7 +67,7 @@ class ToolPrint(msgspec.Struct, frozen=True):
     canonical: int
 
 
-class Digest(msgspec.Struct, frozen=True):
+class Digest(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a request. `system`: text outside the messages (Anthropic, Responses), as a message.
 
     `size`: bytes of memory, about; what sessions share is counted in each.

@@ -42,7 +42,7 @@ WITH_SESSIONS = frozenset(
 )
 
 
-class Dispatch(msgspec.Struct):
+class Dispatch(msgspec.Struct, gc=False):
     """A request on its way to a replica. Token counts.
 
     `entry`: the index's entry that speaks for the replica. `matched`: what it was thought to hold; `best`: the most
@@ -70,7 +70,7 @@ class Dispatch(msgspec.Struct):
     seconds: dict[str, float] = {}
 
 
-class Seen(msgspec.Struct):
+class Seen(msgspec.Struct, gc=False):
     """One request under way, and what was known when it was sent.
 
     `best`: the most of its prompt that anyone is likely to hold; see Past.likely."""

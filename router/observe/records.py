@@ -34,7 +34,7 @@ class Offer(msgspec.Struct, frozen=True, gc=False):
         }
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, gc=False):
     """A request. `found`: why its tokens were computed, None if nobody answered. Token counts are None where
     the prompt was not read."""
 
@@ -94,7 +94,7 @@ class Record(msgspec.Struct):
         }
 
 
-class Passed(msgspec.Struct):
+class Passed(msgspec.Struct, gc=False):
     """A request that was passed on with its prompt unread; its record is made when somebody asks for it."""
 
     id: str

@@ -32,7 +32,7 @@ _TELLING_CHARS = 24
 _SAME_SESSION = (Relation.EXTENDS, Relation.REPEATS, Relation.BROKEN)
 
 
-class Step(msgspec.Struct):
+class Step(msgspec.Struct, gc=False):
     """One request of a session. Token counts; `resent`: in common with the step before, at least.
 
     `reused`: what the engine says it did not compute (`assumed`: it says nothing, the prediction is taken); None until
@@ -79,7 +79,7 @@ class Step(msgspec.Struct):
         }
 
 
-class _Head(msgspec.Struct, eq=False):
+class _Head(msgspec.Struct, eq=False, gc=False):
     """The last request of one branch."""
 
     digest: Digest
@@ -155,7 +155,7 @@ class Session:
         }
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A routed request, as sessions need it. `parent`: name of the session it forks from. `fresh`: lineage has not seen
     its session before."""
 

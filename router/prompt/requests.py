@@ -84,7 +84,7 @@ class BadRequest(Exception):
         self.code = code
 
 
-class Session(msgspec.Struct, frozen=True):
+class Session(msgspec.Struct, frozen=True, gc=False):
     """What the body says about which session the request belongs to; all optional."""
 
     user: str | None = None
@@ -97,7 +97,7 @@ class Session(msgspec.Struct, frozen=True):
 NO_SESSION = Session()
 
 
-class ApiRequest(msgspec.Struct, frozen=True):
+class ApiRequest(msgspec.Struct, frozen=True, gc=False):
     """A parsed request.
 
     `prompts`: for completions, embeddings and generate, each text as str or each list of ids packed (see blocks.pack).

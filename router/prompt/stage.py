@@ -71,7 +71,7 @@ class ModelSpec:
     by_engine: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What routing gets to know of a prompt.
 
     `tokens`: length of the prompt, of all prompts of a list together; a quarter of the text's bytes if not `exact`.

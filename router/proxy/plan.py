@@ -25,7 +25,7 @@ class Target(msgspec.Struct, frozen=True):
     closing: Callable[[Usage | None], bytes] | None = None
 
 
-class Attempt(msgspec.Struct):
+class Attempt(msgspec.Struct, gc=False):
     """One target's try. error: None (answered), `connect`, `pool_full`, `timeout`, `lost`, `bad_response`, `status`
     (retried elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the
     request), `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
@@ -40,7 +40,7 @@ class Attempt(msgspec.Struct):
     stale_retries: int = 0
 
 
-class Outcome(msgspec.Struct):
+class Outcome(msgspec.Struct, gc=False):
     """What became of a request. target_id: who answered, None if nobody did. status: what the client got (None: it
     left before). error: as in Attempt, None if all is well, `no_replica` if there was none to try, `poison` if the
     request is refused because replicas went down under it, `held` if it may be forwarded again. Times in seconds

@@ -28,7 +28,7 @@ def failed_before_first_token(content_type: bytes, payload: bytes) -> bool:
     return _REQUEST_AT_FAULT.search(payload) is None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts as the engine reports them; None: not reported.
 
     prompt_tokens: `usage.prompt_tokens`, or `input_tokens` (Anthropic, Responses). cached_tokens:

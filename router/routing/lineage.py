@@ -72,7 +72,7 @@ class Session:
     """Of its last ENDS_KEPT steps, the current one last."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request's past. `session` is None for the first step of one.
 
     `how`: `end` (runs through the session's last prompt), `name` (only the client's name says so: the prompt does not

@@ -21,7 +21,7 @@ from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(msgspec.Struct, frozen=True, gc=False):
     """What placement has to know of a request. `ids`: packed token ids of an exact prompt, None if unknown.
 
     `name`: the session's name if the client gives one; `hint`: anything weaker that groups requests (a user's name).
@@ -49,7 +49,7 @@ class Facts(msgspec.Struct, frozen=True):
         return max(0, (self.tokens - 1) // self.block_size * self.block_size)
 
 
-class Past(msgspec.Struct):
+class Past(msgspec.Struct, gc=False):
     """A request's place among those before it. `shared_tokens`, `kind`: see lineage and habits."""
 
     facts: Facts

@@ -11,7 +11,7 @@ from router.fleet.replica import Replica
 from router.fleet.speed import PRIOR_BASE_S, PRIOR_RATE
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request when it is routed. Token counts are 0 for a request without a prompt.
 
     `session`: the name the client gives its session, for policies that go by it. `home`: the replica of the session's
@@ -39,7 +39,7 @@ class Ask(msgspec.Struct, frozen=True):
     now: float = 0.0
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A replica that may take the request, and how many leading prompt tokens the index says it holds.
 
     `lower_tokens` of them lie below the GPU (host memory, disk) and have to be loaded first.
@@ -75,7 +75,7 @@ Price = tuple[float, int, int, float, float, float, float, float, float]
 """Total, turn, place in the candidates' list: what candidates are ordered by; then the other fields of Terms."""
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The candidates, best first, and why the first is first.
 
     Reasons: `prefix` (holds more of the prompt than others), `cold` (nobody holds any of it), `shared` (all that

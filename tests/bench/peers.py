@@ -173,6 +173,7 @@ class Bench:
                     with on_core(0):
                         url = (await child.printed(r"listening on (\S+)"))[0]
                         await child.answers(f"{url}/ready")
+                        await quiet(child.pid)  # reading the tokenizer takes twice what it leaves
                         cold = rss_bytes(child.pid)
                         os.kill(engine.pid, signal.SIGUSR1)
                         held = await self._warm(admin, blocks)
