@@ -147,7 +147,7 @@ class App:
             session=lambda: self.credentials.session(),
         )
         self.metrics = Metrics(lambda: samples(self))
-        past = Past(self._standing)
+        past = Past(self._standing, max_bytes=config.observe.causes_mb << 20)
         self.index.on_evicted = past.dropped
         self.index.on_cleared = past.cleared
         self.observer = Observer(

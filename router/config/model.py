@@ -459,6 +459,9 @@ class Observe(Section):
     ] = "auto"
     recent_requests: Annotated[Count, _d("Requests whose records are kept for /requests; about 3 kB each.")] = 2000
     sessions_mb: Annotated[Count, _d("Memory for session records; the longest unused are forgotten.")] = 64
+    causes_mb: Annotated[
+        Count, _d("Memory for which blocks were sent where and evicted when: what computed tokens are explained by.")
+    ] = 64
     break_text: Annotated[
         bool, _d("Show real text at prefix breaks, not only its shape (aaa 000): keeps beginnings of texts in memory.")
     ] = False

@@ -6,7 +6,8 @@
 * *dropped*: blocks that a replica evicted, and when.
 * *clears*: the last times that all that was known of a replica was forgotten, and why.
 
-All are bounded; the first two by two generations, of which the older is thrown away when the younger is full.
+All are bounded, the first two in bytes: each by two generations, of which the older is thrown away when the younger is
+full.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Generic, NamedTuple, TypeVar
 from router.observe.attribution import Cause
 
 DENSE, STRIDE = 64, 8
-MAX_SENT, MAX_DROPPED = 200_000, 100_000
+MAX_BYTES = 64 << 20
+ENTRY_BYTES = 128
+"""A key, its place, and its share of what is known of it; measured."""
 HOLDERS = 4
 """Replicas remembered a block."""
 MAX_CLEARS = 16
@@ -95,19 +98,22 @@ class Clear(NamedTuple):
 class _Generations(Generic[_Value]):
     """A bounded dict: at most `bound` entries, and what one update adds, in each of two generations."""
 
-    __slots__ = ("_bound", "old", "young")
+    __slots__ = ("bound", "old", "young")
 
     def __init__(self, bound: int) -> None:
-        self._bound = bound
+        self.bound = bound
         self.young: dict[int, _Value] = {}
         self.old: dict[int, _Value] = {}
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self.old)
 
     def put(self, keys: Sequence[int], value: _Value) -> None:
         self.room().update(dict.fromkeys(keys, value))
 
     def room(self) -> dict[int, _Value]:
         """Where to put the next entries."""
-        if len(self.young) >= self._bound:
+        if len(self.young) >= self.bound:
             self.old, self.young = self.young, {}
         return self.young
 
@@ -117,22 +123,24 @@ class _Generations(Generic[_Value]):
 
 
 class Past:
-    """For one thread. `standing`: how a replica is now, by its id (its entry in the index)."""
+    """For one thread. `standing`: how a replica is now, by its id (its entry in the index).
+
+    `max_bytes`: half of it for what was sent, half for what was dropped, in which replicas have equal shares.
+    """
 
     def __init__(
         self,
         standing: Callable[[str], Standing],
         *,
-        max_sent: int = MAX_SENT,
-        max_dropped: int = MAX_DROPPED,
+        max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.standing = standing
         self.clock = clock
         self.told_late = False
         """Blocks turned out to have been evicted some time ago; set back by those who draw conclusions from it."""
-        self._sent: _Generations[_Holders] = _Generations(max_sent // 2)
-        self._max_dropped = max_dropped
+        self._generation = max(1, max_bytes // ENTRY_BYTES // 4)
+        self._sent: _Generations[_Holders] = _Generations(self._generation)
         self._dropped: dict[str, _Generations[Dropped]] = {}
         self._clears: dict[str, tuple[Standing, deque[Clear]]] = {}
         self._unheard: dict[str, float] = {}
@@ -177,6 +185,11 @@ class Past:
                 elif key not in self._sent.old:
                     del young[key]
         self._asked = None
+
+    @property
+    def entries(self) -> int:
+        """What it holds, bounded."""
+        return len(self._sent) + sum(map(len, self._dropped.values()))
 
     def computed(self, replica_id: str, tokens: int) -> None:
         """The replica computed so many tokens of a prompt."""
@@ -283,7 +296,9 @@ class Past:
         if known is None:
             if len(self._dropped) >= _MAX_REPLICAS:
                 self._dropped.clear()
-            known = self._dropped[replica_id] = _Generations(self._max_dropped // 2)
+            known = self._dropped[replica_id] = _Generations(0)
+            for each in self._dropped.values():
+                each.bound = max(1, self._generation // len(self._dropped))
         now = self.clock()
         known.put(keys, Dropped(now - age_s, now))
         self.told_late = self.told_late or age_s > 0

@@ -31,7 +31,7 @@ SETTINGS = {
     # Small, so that a soak fills them in its first quarter: what grows after that is a leak.
     "routing": {"max_sessions": 2_000},
     "prompt": {"segment_cache_mb": 8, "chain_cache_mb": 8, "message_cache_mb": 8, "render_cache_mb": 4},
-    "observe": {"sessions_mb": 8},
+    "observe": {"sessions_mb": 8, "causes_mb": 8},
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from router.observe.attribution import Cause, Facts, attribute
 from router.observe.doubt import Doubt
-from router.observe.past import PLACES, Past, Standing
+from router.observe.past import ENTRY_BYTES, PLACES, Past, Standing
 
 CHAIN = list(range(1000, 1100))
 SIZE = 16
@@ -118,3 +118,17 @@ def test_a_removal_that_comes_late_corrects_the_record() -> None:
     settled = doubt.settled(past)
     assert settled is not None
     assert settled.tokens == {Cause.NEW: 16, Cause.STALE: 1584}
+
+
+def test_what_is_remembered_is_bounded_whatever_the_number_of_replicas() -> None:
+    past = Past(lambda replica: Standing(), max_bytes=1 << 20)
+    bound = (1 << 20) // ENTRY_BYTES
+    for step in range(400):
+        keys = range(step * 100, step * 100 + 100)
+        past.sent(f"r{step % 7}", list(keys))
+        past.dropped(f"r{step % 50}", list(keys))
+    assert bound // 4 < past.entries <= bound + 50 * 100 + 100
+    assert past.dropped_at("r49", 39_999) is not None
+    assert past.known(list(range(39_900, 40_000))) == 100
+    assert past.dropped_at("r0", 0) is None
+    assert past.known(list(range(100))) == 0
