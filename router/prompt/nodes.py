@@ -13,6 +13,6 @@ def place(node: nodes.Node, like: nodes.Node) -> None:
 
 
 def ask(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    """A call of `resume.Resumption`'s method."""
+    """A call of `resumption.Resumption`'s method."""
     target = nodes.EnvironmentAttribute(f"resumption_{method}")
     return nodes.Call(target, arguments, [], None, None)

@@ -23,8 +23,8 @@ from jinja2.idtracking import Symbols
 
 from router.prompt.compared import compare_places
 from router.prompt.nodes import ask, place
-from router.prompt.resume import PASSED
 from router.prompt.scans import make_scan
+from router.prompt.snapshots import PASSED
 
 _Kind = TypeVar("_Kind", bound=nodes.Node)
 _Loads = Mapping[str, tuple[str, str | None]]

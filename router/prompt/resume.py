@@ -12,122 +12,17 @@ Exactness: tests/prompt/test_resume.py compares with renders from the start. Mes
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from operator import eq, ge, gt, is_, le, lt, ne
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from operator import is_
+from typing import Any
 
-from jinja2.exceptions import UndefinedError
-from jinja2.runtime import LoopContext, Macro, StrictUndefined, Undefined
-from jinja2.utils import Namespace, missing
+from jinja2.runtime import LoopContext
+from jinja2.utils import missing
 
-from router.prompt.history import Message, SharedList
-from router.prompt.scans import Idle, Scan
+from router.prompt.scans import Scan
+from router.prompt.snapshots import Answer, Key, Snapshot, Snapshots, Unkeyable, keyed
 
 STEP = 8
-_OVERHEAD = 1500  # a snapshot's own objects, and the messages it keeps alive beyond their texts
-_SMALL = 32
-PASSED = frozenset({"messages", "tools", "documents"})
-
-
-_Key = tuple[int, int, bool, int]
-"""(loop, first of its last items, whether that is all of the list, hash of everything before)"""
-
-
-class _Answer(NamedTuple):
-    """`result` of comparing `other` with the loop's number of that `place`; `flipped`: the number came first."""
-
-    place: int
-    operator: str
-    flipped: bool
-    other: Any
-    result: bool
-
-    def holds(self, numbers: Sequence[Any]) -> bool:
-        """Would the answer be the same now?"""
-        try:
-            return _compare(self.operator, self.flipped, self.other, numbers[self.place]) is self.result
-        except (TypeError, UndefinedError):
-            return False
-
-
-_REVERSED: type[Iterator[Any]] = type(reversed([]))
-_OPERATORS = {"gt": gt, "gteq": ge, "lt": lt, "lteq": le, "eq": eq, "ne": ne}
-_PLAIN = (int, float, bool, str)
-_MOST_ANSWERS = 512
-
-
-def _compare(operator: str, flipped: bool, other: Any, number: Any) -> Any:
-    return _OPERATORS[operator](number, other) if flipped else _OPERATORS[operator](other, number)
-
-
-class _Unkeyable(Exception):
-    """A value that can't be compared between renders."""
-
-
-class Snapshot:
-    """After so many iterations. `chunk`: the items since `parent`; `ahead`: those looked up beyond; all kept alive.
-
-    `inputs`: what the loop began with; its descendants share it. `answers`: what its iterations were told when they
-    compared their places.
-    """
-
-    __slots__ = ("ahead", "answers", "chunk", "inputs", "parent", "pins", "size", "state", "text")
-
-    def __init__(
-        self,
-        parent: Snapshot | None,
-        inputs: tuple[Any, ...],
-        text: str,
-        chunk: tuple[Any, ...],
-        ahead: tuple[Any, ...],
-        answers: tuple[_Answer, ...],
-        state: list[dict[str, Any]],
-        pins: list[Any],
-    ) -> None:
-        self.parent = parent
-        self.inputs = inputs
-        self.text = text
-        self.chunk = chunk
-        self.ahead = ahead
-        self.answers = answers
-        self.state = state
-        self.pins = pins
-        self.size = _OVERHEAD + (2 if text.isascii() else 5) * len(text)
-
-
-class Snapshots:
-    """The snapshots of one template, least recently used out first, bounded in bytes. For one thread at a time."""
-
-    def __init__(self, max_bytes: int = 32 << 20) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self.resumed = 0
-        """Iterations that were not rendered again."""
-        self._known: OrderedDict[_Key, Snapshot] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def find(self, key: _Key) -> Snapshot | None:
-        return self._known.get(key)
-
-    def used(self, keys: Sequence[_Key]) -> None:
-        """Refresh a chain, first to last: a snapshot goes no later than those that grew out of it."""
-        for key in reversed(keys):
-            if key in self._known:
-                self._known.move_to_end(key)
-
-    def keep(self, key: _Key, snapshot: Snapshot) -> None:
-        if snapshot.size > self.max_bytes >> 3:
-            return
-        old = self._known.pop(key, None)
-        if old is not None:
-            self.bytes -= old.size
-        self._known[key] = snapshot
-        self.bytes += snapshot.size
-        while self.bytes > self.max_bytes:
-            self.bytes -= self._known.popitem(last=False)[1].size
 
 
 class Run:
@@ -160,7 +55,7 @@ class Run:
         self._sequences = sequences
         self._namespaces = namespaces
         self._numbers = numbers
-        self.answers: list[_Answer] = []
+        self.answers: list[Answer] = []
         self.items = sequences[0]
         self.start = 0
         self.need = -1
@@ -171,7 +66,7 @@ class Run:
         """It depends on what is not followed."""
         self._hash = hash(inputs)
         self._parent: Snapshot | None = None
-        self._keys: list[_Key] = []
+        self._keys: list[Key] = []
         self._mark = len(pieces) + 1  # the resumed text is the next piece
 
     def resume(self) -> str:
@@ -250,7 +145,7 @@ class Run:
             for attributes in state:
                 for value in attributes.values():
                     keyed(value, pins)
-        except (_Unkeyable, RecursionError):
+        except (Unkeyable, RecursionError):
             self.lost = True
             return
         text = "".join(self._pieces[self._mark :])
@@ -261,12 +156,12 @@ class Run:
         self._snapshots.keep(key, snapshot)
         self._went(key, snapshot)
 
-    def _went(self, key: _Key, snapshot: Snapshot) -> None:
+    def _went(self, key: Key, snapshot: Snapshot) -> None:
         self._parent = snapshot
         self._keys.append(key)
         self._hash = key[-1]
 
-    def _key(self, begin: int, chunk: tuple[Any, ...], closing: bool) -> _Key:
+    def _key(self, begin: int, chunk: tuple[Any, ...], closing: bool) -> Key:
         return self._number, begin, closing, hash((self._hash, *map(id, chunk)))
 
     def _chunk(self, begin: int, end: int) -> tuple[Any, ...]:
@@ -375,181 +270,3 @@ class Loop(LoopContext):
         if self._run is not None:
             self._run.tainted = True
         return super().changed(*value)
-
-
-def keyed(value: Any, pins: list[Any]) -> Any:
-    """What a value is compared by between renders; objects compared by identity are added to `pins`.
-
-    Raises RecursionError for what is nested too deeply.
-    """
-    kind = type(value)
-    if value is None or kind in (str, int, bool):
-        return (kind, value)
-    if kind is float:
-        return (kind, repr(value))  # 0.0 == -0.0
-    if kind in (Message, SharedList):
-        pins.append(value)
-        return ("same", id(value))
-    if isinstance(value, Undefined):
-        return ("undefined",)
-    if kind in (list, tuple) and len(value) <= _SMALL:
-        return (kind, *(keyed(item, pins) for item in value))
-    if kind is dict and len(value) <= _SMALL:
-        return (kind, *((keyed(key, pins), keyed(item, pins)) for key, item in value.items()))
-    raise _Unkeyable
-
-
-class Resumption:
-    """What the compiled template calls, for the render that runs now."""
-
-    def __init__(self, max_bytes: int, getitem: Callable[[Any, Any], Any], flat: Callable[[Any], Any]) -> None:
-        """`max_bytes`: of what is remembered. `getitem`, `flat`: the environment's."""
-        self._idle = Idle(max_bytes // 8)
-        self.snapshots = Snapshots(max_bytes - max_bytes // 8)
-        self._getitem = getitem
-        self._flat = flat
-        self._scan: Scan | None = None
-        self._numbers: Sequence[Any] = ()
-        self._pieces: list[str] = []
-        self._base: tuple[Any, ...] | None = None
-        self._pins: list[Any] = []
-        self._tail: Any = ()
-        self._run: Run | None = None
-
-    def begin(self, pieces: list[str], variables: dict[str, Any]) -> None:
-        """A render starts. Its plain variables are part of every comparison."""
-        self._pieces = pieces
-        self._pins = []
-        self._run = None
-        try:
-            rest = ((name, value) for name, value in variables.items() if name not in PASSED)
-            self._base = tuple((name, keyed(value, self._pins)) for name, value in rest)
-        except (_Unkeyable, RecursionError):
-            self._base = None
-
-    def end(self) -> None:
-        """The render is over; nothing of it is kept here."""
-        self.begin([], {})
-        self._tail, self._scan, self._numbers = (), None, ()
-
-    def enter(
-        self,
-        number: int,
-        iterable: Any,
-        watched: list[Any],
-        inputs: list[Any],
-        macros: list[tuple[Any, str]],
-        numbers: list[Any],
-        spared: list[tuple[Any, str]],
-    ) -> str:
-        """A loop starts: the text of the iterations that need not be run.
-
-        `macros`: each with its name. `numbers`: what places are compared with. `spared`: (namespace, attribute) of
-        those that are not read else.
-        """
-        self._tail, self._run, self._numbers = iterable, None, numbers
-        if self._base is None or not isinstance(iterable, list | tuple) or not iterable:
-            return ""
-        sequences: list[Sequence[Any]] = [iterable]
-        kinds = ""  # which of those that are watched is what
-        for value in watched:
-            if value is iterable:
-                kinds += "i"
-            elif isinstance(value, list | tuple):
-                kinds += "s"
-                sequences.append(value)
-            else:
-                kinds += "v"
-                inputs = [*inputs, value]
-        namespaces: list[tuple[dict[str, Any], frozenset[str]]] = []
-        pins = list(self._pins)
-        key: list[Any] = [self._base, kinds]
-        spaces = [value for value in inputs if isinstance(value, Namespace)]
-        # Two names may be one namespace's: which ones are is part of the key, and all of its attributes are.
-        names = [[one is value for one in spaces] for value in spaces]
-        try:
-            for value in inputs:
-                if isinstance(value, Namespace):
-                    attributes = object.__getattribute__(value, "_Namespace__attrs")
-                    same = names[len(namespaces)]
-                    apart = frozenset(name for space, name in spared if space is value and sum(same) == 1)
-                    namespaces.append((attributes, apart))
-                    read = ((name, item) for name, item in attributes.items() if name not in apart)
-                    key.append((same.index(True), *((name, keyed(item, pins)) for name, item in read)))
-                else:
-                    key.append(keyed(value, pins))
-            for value, name in macros:
-                if isinstance(value, Macro) and value.name == name:
-                    key.append(name)
-                else:
-                    key.append(keyed(value, pins))
-        except (_Unkeyable, RecursionError):
-            return ""
-        run = Run(self.snapshots, self._pieces, number, tuple(key), pins, sequences, namespaces, numbers)
-        self._tail = self._run = run
-        return run.resume()
-
-    def tail(self) -> Any:
-        """What the loop iterates over."""
-        return self._tail
-
-    def item(self, sequence: Any, index: Any) -> tuple[Any]:
-        """`sequence[index]`, in a tuple, for an iteration that asks for an item by its place."""
-        run = self._run
-        if run is not None:
-            run.asks(sequence, index)
-        return (self._getitem(sequence, index),)
-
-    def upto(self, sequence: Any, every: Any) -> Any:
-        """`every`: `range(begin, sequence|length)`, for an iteration that mostly doesn't get to the end."""
-        run = self._run
-        if run is None:
-            return every
-        if type(every) is range:
-            return run.counting(sequence, every)
-        run.lost = True  # the name means something else
-        return every
-
-    def compared(self, place: int, operator: str, flipped: bool, other: Any) -> Any:
-        """`other > number`, or the like, for an iteration that compares its place."""
-        number, run = self._numbers[place], self._run
-        if type(other) not in _PLAIN:
-            other, number = self._flat(other), self._flat(number)
-        result = _compare(operator, flipped, other, number)
-        if run is not None:
-            if type(other) in _PLAIN and type(result) is bool and len(run.answers) < _MOST_ANSWERS:
-                run.answers.append(_Answer(place, operator, flipped, other, result))
-            else:
-                run.lost = True
-        return result
-
-    def counted(self) -> bool:
-        """Is the loop's length known to be its list's?"""
-        return self._run is not None
-
-    def length(self, value: Any, less: int) -> Any:
-        """`value|length - less`, a number that places are compared with; without a length comparisons fail."""
-        try:
-            return len(value) - less
-        except TypeError:
-            return StrictUndefined()
-
-    def scan(self, number: int, iterable: Any, *flag: Any) -> Any:
-        """What a loop that looks for something iterates over. `flag`: what has the flag that ends it."""
-        if isinstance(iterable, _REVERSED):
-            iterable = list(iterable)
-        able = isinstance(iterable, list | tuple) and all(type(one) is Namespace for one in flag)
-        self._scan = Scan(iterable, self._idle, number) if able else None
-        return iterable if self._scan is None else self._scan
-
-    def places(self, number: int, indexes: Any, sequence: Any) -> Any:
-        """The same where it goes by the items' places."""
-        if type(indexes) is not range or not isinstance(sequence, list | tuple):
-            self._scan = None
-            return indexes
-        self._scan = Scan(sequence, self._idle, number, by_place=True)
-        return self._scan.places(indexes)
-
-    def telling(self, item: Any, result: Any) -> Any:
-        """The condition of such a loop, for an item."""
-        return result if self._scan is None else self._scan.tested(item, result)

@@ -38,7 +38,8 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from markupsafe import Markup
 
 from router.prompt.measure import REPR, TooLong, format_chars, printf_chars, size
-from router.prompt.resume import Loop, Resumption
+from router.prompt.resume import Loop
+from router.prompt.resumption import Resumption
 
 
 class TemplateError(Exception):

@@ -21,7 +21,7 @@ import jinja2.meta
 
 from router.prompt.measured import Unsupported, measure
 from router.prompt.resumable import make_resumable
-from router.prompt.resume import Resumption
+from router.prompt.resumption import Resumption
 from router.prompt.sandbox import OverBounds, Sandbox
 from router.prompt.sandbox import TemplateError as TemplateError
 
