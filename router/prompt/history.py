@@ -7,6 +7,7 @@ template's render that it saw a message before (see `resume`).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -145,11 +146,12 @@ class History:
             # Behind a comma there must be another element: an array that ends there is no JSON.
             if messages and body[at : at + 64].lstrip(b" \t\r\n")[:1] not in (b"]", b""):
                 rest = body[:begin] + body[at:]
-                fields = _split_object(rest)
                 name = opened.group(1).decode()
-                history = fields.get(name, b"")
-                if rest.startswith(history, begin - 1):  # else the name comes again, and the last one counts
-                    return _Beginning(fields, name, messages)
+                # Errors tell a place in the whole body; and if the name comes again, the last one counts.
+                with contextlib.suppress(msgspec.DecodeError):
+                    fields = _split_object(rest)
+                    if rest.startswith(fields.get(name, b""), begin - 1):
+                        return _Beginning(fields, name, messages)
         return _Beginning(_split_object(body), "", [])
 
     def _run(self, data: bytes, at: int) -> tuple[list[Any], int]:

@@ -111,6 +111,19 @@ def test_an_array_that_ends_behind_a_comma_is_no_json(small_spans: None, end: st
     assert history.spans_used
 
 
+def test_an_error_tells_its_place_in_the_whole_body(small_spans: None) -> None:
+    talk = [{"role": "user", "content": f"{i} " * 40} for i in range(9)]
+    history = History()
+    body = json.dumps({"messages": [*talk, {"role": "user"}], "n": 1}).encode()
+    history.decode(body)
+    for broken in (body[:-2] + b"}", body[:-1], body + b"]", body.replace(b'"n": 1', b'"n" 1')):
+        with pytest.raises(msgspec.DecodeError) as known:
+            history.decode(broken)
+        with pytest.raises(msgspec.DecodeError) as new:
+            History().decode(broken)
+        assert str(known.value) == str(new.value)
+
+
 def test_only_what_is_new_is_warmed(small_spans: None) -> None:
     history = History()
     talk = [{"role": "user", "content": f"{i} " * 20} for i in range(300)] + [{"role": "user"}]
