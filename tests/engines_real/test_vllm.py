@@ -295,9 +295,16 @@ async def test_predictions_are_exact_through_the_restart_of_everything(system: S
     await system.exact_for(20, generator)
 
     # The server of the index restarts empty.
+    writers = [publication.writer for publication in system.publications]
+    claims = [writer.status().snapshots for writer in writers]
     system.server.stop()
     await system.ask([{"role": "user", "content": "while Redis is dead"}])
     system.server.start()
+    await until(
+        lambda: all(writer.status().snapshots > old for writer, old in zip(writers, claims, strict=True)),
+        "the agents publish all again",
+        EXACT_S,
+    )
     await system.up(EXACT_S)
     await system.exact_for(20, generator)
 
