@@ -1,56 +1,63 @@
-"""`tiktoken` in the place of `tokenizers` for single pieces, where both were seen to give the same ids.
+"""`tiktoken` in the place of `tokenizers`, where both were seen to give the same ids: it is smaller and faster.
 
 Asked for: a byte-level BPE with one of the known split patterns, and added tokens that are all matched literally. Shown
 when a model is loaded: every merged token of the vocabulary comes out as itself (`tiktoken` takes a whole word from
 its table, `tokenizers` builds it from merges), and a corpus of odd texts is encoded equally. Text with characters
-whose class may differ between the two libraries' Unicode tables stays with `tokenizers`.
+whose class may differ between the two libraries' Unicode tables is split by `tokenizers`, and each word encoded by
+`tiktoken`. So the vocabulary of `tokenizers` (50 MB for 150,000 tokens) need not stay.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from router.blocks import pack
 from router.prompt.shapes import CL100K, O200K, QWEN, matcher, parts, shape_of
-from router.prompt.tokenizer import PieceEncoder
+from router.prompt.stable import stable
 
-# Letters, digits and punctuation that have had their Unicode class since long before either library's tables. Without
-# U+017F, which some engines take for an s where case is ignored.
-_STABLE = re.compile(
-    "[\x00-\u017e\u0180-\u024f\u0391-\u03a1\u03a3-\u03ff\u0400-\u04ff\u2010-\u2027\u3000-\u3029"
-    "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]*"
-)
 _CORPUS = (
     "def f(x: int) -> str:\n    return f'{x:>8}'  # it's, WE'LL, they'VE\r\n\r\n\t\tclass ABCdef_9: pass\n",
     '{"path": "/a/b-c_d.py", "n": 12345678.90, "list": [null, true, "\\n\\u00e9"]}   \n \n\n  x',
     "The quick brown fox's 1000000 jumps!!! ... ??? --- *** === ((())) </div>\n```python\n>>> 1+1\n```\n",
     "Größe, naïve café; Привет мир, Ελληνικά; 世界、こんにちは。カタカナ 한국어 “quotes” – dash…\u00a0nbsp\u3000wide",
     "HTTPServer XMLHttpRequest iPhone aB Ab aBC ABc  a  b   c    \n\n\n\n    d\t\te \x00\x01\x7f\x85\x1c",
+    "✅ done → next 🚀 │ ├── └ ﷽ ½² \U0001e2f0\U0001e2f1 \u0870\u0cf3 ꟊꟋx 👩\u200d👧 e\u0301 \u1e9e's\n",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa 0123456789 =-=-=-=-=-=-=-=-= ____________ ////////// \\\\\\\\\\\\",
 )
 
+_NONE = 0xFFFFFFFF
+"""No rank."""
 
-class _Fast:
+
+class FastEncoder:
+    """An Encoder that keeps the split rules of `tokenizer`, not its vocabulary. `ids[rank]` is a token's id."""
+
     def __init__(self, tokenizer: Tokenizer, cuts: Sequence[str], encoding: Any, ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
         self._normalizer = tokenizer.normalizer
+        self._splits = tokenizer.pre_tokenizer
         self._special = matcher(cuts)
-        added = tokenizer.get_added_tokens_decoder().items()
-        self._packed = {token.content: pack((number,)) for number, token in added}
+        added = tokenizer.get_added_tokens_decoder()
+        self._packed = {token.content: pack((number,)) for number, token in added.items()}
+        self._bytes = {number: _spelled(token.content) for number, token in added.items()}
         self._encode = encoding.encode_ordinary
-        self._ids = None if list(ids) == list(range(len(ids))) else array("I", ids)
+        self._encode_word = encoding._encode_single_piece
+        self._decode = encoding.decode_single_token_bytes
+        self._stable = stable().fullmatch
+        in_order = list(ids) == list(range(len(ids)))
+        self._ids = None if in_order else array("I", ids)
+        self._ranks = None if in_order else _inverse(ids)
+        self._size = len(ids)
 
-    def __call__(self, pieces: Sequence[str]) -> list[bytes]:
-        return [
-            self._piece(piece) if piece.isascii() or _STABLE.fullmatch(piece) else self._other(piece)
-            for piece in pieces
-        ]
+    def encode(self, pieces: Sequence[str]) -> list[bytes]:
+        return [self._piece(piece) for piece in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self._token, ids)).decode("utf-8", "replace")
 
     def _piece(self, piece: str) -> bytes:
         """A piece has an added token at its beginning or none."""
@@ -59,17 +66,48 @@ class _Fast:
         if special is not None:
             head = self._packed[special.group()]
             piece = piece[special.end() :]
-        if self._normalizer is not None and not piece.isascii():
-            piece = self._normalizer.normalize_str(piece)
-        ranks = self._encode(piece)
+        if piece.isascii():
+            ranks = self._encode(piece)
+        else:
+            if self._normalizer is not None:
+                piece = self._normalizer.normalize_str(piece)
+            ranks = self._encode(piece) if self._stable(piece) else self._by_words(piece)
         ids = self._ids
         return head + pack(ranks if ids is None else [ids[rank] for rank in ranks])
 
-    def _other(self, piece: str) -> bytes:
-        return pack(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+    def _by_words(self, piece: str) -> list[int]:
+        encode, ranks = self._encode_word, []
+        for _, (begin, end) in self._splits.pre_tokenize_str(piece):
+            ranks += encode(piece[begin:end])
+        return ranks
+
+    def _token(self, number: int) -> bytes:
+        spelled = self._bytes.get(number)
+        if spelled is not None:
+            return spelled
+        if self._ranks is None:
+            return self._decode(number) if number < self._size else b""
+        rank = self._ranks[number] if number < len(self._ranks) else _NONE
+        return self._decode(rank) if rank != _NONE else b""
 
 
-def fast_encoder(tokenizer: Tokenizer) -> PieceEncoder | None:
+def _inverse(ids: Sequence[int]) -> array[int]:
+    ranks = array("I", [_NONE]) * (max(ids) + 1)
+    for rank, number in enumerate(ids):
+        ranks[number] = rank
+    return ranks
+
+
+def _spelled(content: str) -> bytes:
+    """An added token's bytes: as `tokenizers` decodes it, by the byte alphabet if it has no other characters."""
+    alphabet = _alphabet()
+    try:
+        return bytes(map(alphabet.__getitem__, content))
+    except KeyError:
+        return content.encode()
+
+
+def fast_encoder(tokenizer: Tokenizer) -> FastEncoder | None:
     """An encoder of the tokenizer's pieces (see SegmentTokenizer.cut); None if there is none that is the same.
 
     Takes about a second: it reads the whole vocabulary.
@@ -82,13 +120,15 @@ def fast_encoder(tokenizer: Tokenizer) -> PieceEncoder | None:
     pattern = _pattern(tokenizer)
     if pattern is None or not shape.line_safe or len(shape.cuts) != len(tokenizer.get_added_tokens_decoder()):
         return None
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
     table = _ranks(tokenizer)
     if table is None:
         return None
     ranks, ids = table
     encoding = tiktoken.Encoding("router", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     ranks.clear()  # the encoding keeps the dict, but encodes from a table of its own: 25 MB for 150,000 tokens
-    encoder = _Fast(tokenizer, shape.cuts, encoding, ids)
+    encoder = FastEncoder(tokenizer, shape.cuts, encoding, ids)
     return encoder if _equal(tokenizer, encoder, shape.cuts) else None
 
 
@@ -140,8 +180,8 @@ def _ranks(tokenizer: Tokenizer) -> tuple[dict[bytes, int], list[int]] | None:
     return ranks, ids
 
 
-def _equal(tokenizer: Tokenizer, encoder: PieceEncoder, cuts: Sequence[str]) -> bool:
+def _equal(tokenizer: Tokenizer, encoder: FastEncoder, cuts: Sequence[str]) -> bool:
     pieces = [text[begin:] for text in _CORPUS for begin in range(0, len(text), 3)]
     pieces += [cut + text for cut in cuts[:40] for text in ("", "\nuser\n", " x")]
     expected = [pack(one.ids) for one in tokenizer.encode_batch(pieces, add_special_tokens=False)]
-    return encoder(pieces) == expected
+    return encoder.encode(pieces) == expected

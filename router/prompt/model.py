@@ -167,19 +167,9 @@ def load_model(
     if not directory.is_dir():
         directory = fetch(str(source), revision=revision, token=token, cache_dir=cache_dir)
     config = _read_json(directory / "tokenizer_config.json")
-    tokenizer = _load_tokenizer(directory, config)
-    if tokenizer_class is not None:
-        try:
-            apply_class(tokenizer, tokenizer_class)
-        except ValueError as error:
-            raise ModelFilesError(f"{directory}: {error}") from error
-    templates = {"default": chat_template} if chat_template is not None else _templates(directory, config)
-    segments = SegmentTokenizer(tokenizer, cache=cache)
-    encoder = fast_encoder(tokenizer) if fast else None
-    if encoder is not None:
-        segments.use(encoder)
     model_config = _read_json(directory / "config.json")
-    ids = _ids(tokenizer, model_config)
+    templates = {"default": chat_template} if chat_template is not None else _templates(directory, config)
+    segments, ids = _segments(directory, config, model_config, tokenizer_class, cache, fast)
     give_back()
     return ChatModel(
         segments,
@@ -191,6 +181,25 @@ def load_model(
         max_seconds=max_seconds,
         max_snapshot_bytes=max_snapshot_bytes,
     )
+
+
+def _segments(
+    directory: Path,
+    config: dict[str, Any],
+    model_config: dict[str, Any],
+    tokenizer_class: str | None,
+    cache: SegmentCache | None,
+    fast: bool,
+) -> tuple[SegmentTokenizer, int]:
+    """The tokenizer and the number of ids. With a fast encoder, what was read of the file is free on return."""
+    tokenizer = _load_tokenizer(directory, config)
+    if tokenizer_class is not None:
+        try:
+            apply_class(tokenizer, tokenizer_class)
+        except ValueError as error:
+            raise ModelFilesError(f"{directory}: {error}") from error
+    encoder = fast_encoder(tokenizer) if fast else None
+    return SegmentTokenizer(tokenizer, cache=cache, encoder=encoder), _ids(tokenizer, model_config)
 
 
 def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str, Any]) -> str | None:

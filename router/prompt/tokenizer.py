@@ -38,10 +38,30 @@ _ENTRY_BYTES = 240  # a str's and a bytes' header and the cache's own bookkeepin
 _PROBES = ("a", "Hello, world 12", "x\ny")
 
 
-class PieceEncoder(Protocol):
-    """Encodes pieces without adding special tokens. Called from several threads."""
+class Encoder(Protocol):
+    """What knows the vocabulary. Called from several threads."""
 
-    def __call__(self, pieces: Sequence[str]) -> list[bytes]: ...
+    def encode(self, pieces: Sequence[str]) -> list[bytes]:
+        """Each piece's ids, packed, without special tokens added. UnicodeEncodeError for a lone surrogate."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included; ids that mean nothing are left out."""
+        ...
+
+
+class HuggingFace:
+    """An Encoder that is a `tokenizers.Tokenizer`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, pieces: Sequence[str]) -> list[bytes]:
+        encoded = self._tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
+        return [pack(one.ids) for one in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 class SegmentCache:
@@ -123,11 +143,19 @@ class Encoding:
 class SegmentTokenizer:
     """A `tokenizers.Tokenizer` that remembers pieces. Thread-safe.
 
-    `unsupported` says why the text isn't cut (None: it is); such a tokenizer is still exact, only dearer.
+    `encoder` encodes in the tokenizer's place and must give the same ids (see `fast`); the tokenizer is then kept only
+    if something else needs it. `unsupported` says why the text isn't cut (None: it is); such a tokenizer is still
+    exact, only dearer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, cache: SegmentCache | None = None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, *, cache: SegmentCache | None = None, encoder: Encoder | None = None
+    ) -> None:
+        self.vocab_size: int = tokenizer.get_vocab_size()
+        """Number of token ids, added tokens included."""
+        self.fast = encoder is not None
+        """Whether another library encodes."""
+        self._encoder: Encoder = encoder if encoder is not None else HuggingFace(tokenizer)
         self._cache = cache if cache is not None else SegmentCache()
         shape = shape_of(tokenizer)
         self.unsupported: str | None = shape.reason
@@ -135,26 +163,12 @@ class SegmentTokenizer:
         self._spans = SegmentCache(max(1, self._cache.max_bytes >> 1))
         self._reach = max((len(content) for content in shape.cuts), default=1)
         self._line_safe = shape.line_safe
-        self._encode_pieces: PieceEncoder = self._hugging_face
         self._ends = _added_ends(tokenizer)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, added tokens included."""
-        return self._tokenizer.get_vocab_size()
+        self._whole = tokenizer if self._ends is None else None
 
     @property
     def cache(self) -> SegmentCache:
         return self._cache
-
-    def use(self, encoder: PieceEncoder) -> None:
-        """Replaces the encoder of single pieces; it must give the same ids (see `fast`)."""
-        self._encode_pieces = encoder
-
-    @property
-    def fast(self) -> bool:
-        """Whether single pieces are encoded by another library."""
-        return self._encode_pieces != self._hugging_face
 
     def forget(self) -> None:
         """Empties the caches."""
@@ -169,15 +183,16 @@ class SegmentTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return self._encoder.decode(ids)
 
     def begin(self, text: str, add_special_tokens: bool = False) -> Encoding:
         """Cuts the text and looks its pieces up. Cheap: for the event loop."""
         prefix = suffix = b""
         if add_special_tokens:
-            if self._ends is None:
-                whole = pack(self._tokenizer.encode(text, add_special_tokens=True).ids)
+            if self._whole is not None:
+                whole = pack(self._whole.encode(text, add_special_tokens=True).ids)
                 return Encoding([text], [whole], [], 0, b"", b"")
+            assert self._ends is not None
             prefix, suffix = self._ends
         pieces, ids, at = self._known_spans(text)
         spans = len(pieces)
@@ -242,7 +257,7 @@ class SegmentTokenizer:
 
     def _fill(self, encoding: Encoding, batch: list[int]) -> None:
         pieces = [encoding.pieces[index] for index in batch]
-        packed = self._encode_pieces(pieces)
+        packed = self._encoder.encode(pieces)
         for index, ids in zip(batch, packed, strict=True):
             encoding.ids[index] = ids
         self._cache.keep(pieces, packed)
@@ -275,10 +290,6 @@ class SegmentTokenizer:
                 begin = at
                 at += PIECE_CHARS
         return begin
-
-    def _hugging_face(self, pieces: Sequence[str]) -> list[bytes]:
-        encoded = self._tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
-        return [pack(one.ids) for one in encoded]
 
 
 def _added_ends(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:

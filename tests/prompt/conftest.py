@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from router.prompt.model import ChatModel, load_model
 
@@ -24,6 +25,12 @@ def tiny() -> ChatModel:
 def tiny_vllm() -> ChatModel:
     """The same as the recorded vLLM loaded it (see router.prompt.pipelines)."""
     return load_model(MODEL, chat_template=TEMPLATE, tokenizer_class="Qwen2Tokenizer")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """The tiny model's, as its file has it."""
+    return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
 def _directory(name: str) -> Path:

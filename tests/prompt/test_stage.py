@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from replica.simulator.config import MODEL_DIR
 from router.blocks import TOKEN_BYTES, chain, pack, root, unpack
@@ -438,7 +439,7 @@ def test_template_choice(tiny: ChatModel) -> None:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, engine: str) -> None:
+async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, tiny_tokenizer: Tokenizer, engine: str) -> None:
     """Step after step, over shared messages, the ids are those of a process that never saw the session."""
     tool = {"name": "f", "description": "d", "input_schema": {"type": "object"}}
     anthropic: list[dict[str, Any]] = []
@@ -462,7 +463,7 @@ async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, engine: 
             prompt = await stage.prepare(request(path, **fields), engine=engine)
             whole = parse_request(path, json.dumps({"model": "m", **fields}).encode())
             apart = msgspec.structs.replace(whole, body=json.loads(json.dumps({"model": "m", **fields})))
-            fresh = ChatModel(SegmentTokenizer(tiny.tokenizer._tokenizer), {"default": tiny.template_source or ""}, {})
+            fresh = ChatModel(SegmentTokenizer(tiny_tokenizer), {"default": tiny.template_source or ""}, {})
             expected = await prepared(ModelSpec("m", fresh), apart, engine=engine)
             assert prompt.exact
             assert prompt.ids == expected.ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -179,19 +179,16 @@ def test_spans_hold_whatever_follows_them(shape: Tokenizer, start: str, ends: li
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_real_tokenizers(real_directory: Path, text: str) -> None:
-    model = _real(real_directory)
+    model, tokenizer = _real(real_directory)
     real_marks = text.replace("<|im|>", "<|eot_id|>").replace("<s>", "<｜User｜>")
-    assert unpack(model.encode(real_marks)) == whole(model._tokenizer, real_marks)
+    assert unpack(model.encode(real_marks)) == whole(tokenizer, real_marks)
 
 
-_loaded: dict[Path, SegmentTokenizer] = {}
-
-
-def _real(directory: Path) -> SegmentTokenizer:
-    if directory not in _loaded:
-        _loaded[directory] = load_model(directory).tokenizer
-    assert _loaded[directory].unsupported is None
-    return _loaded[directory]
+@cache
+def _real(directory: Path) -> tuple[SegmentTokenizer, Tokenizer]:
+    segmented = load_model(directory).tokenizer
+    assert segmented.unsupported is None
+    return segmented, Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -228,30 +225,30 @@ def test_matcher_finds_leftmost_longest(contents: list[str], text: str) -> None:
 
 
 def test_cache_is_bounded_in_bytes_and_drops_the_oldest() -> None:
-    cache = SegmentCache(max_bytes=10_000)
+    kept = SegmentCache(max_bytes=10_000)
     for i in range(100):
-        cache.keep([f"piece {i}"], [pack([i] * 50)])
-        cache.find(["piece 0"])
-    assert cache.bytes <= 10_000
-    assert 0 < len(cache) < 100
-    assert cache.find(["piece 0"]) == [pack([0] * 50)]
-    assert cache.find(["piece 1"]) == [None]
-    cache.keep(["huge"], [bytes(5_000)])
-    assert cache.find(["huge"]) == [None]
+        kept.keep([f"piece {i}"], [pack([i] * 50)])
+        kept.find(["piece 0"])
+    assert kept.bytes <= 10_000
+    assert 0 < len(kept) < 100
+    assert kept.find(["piece 0"]) == [pack([0] * 50)]
+    assert kept.find(["piece 1"]) == [None]
+    kept.keep(["huge"], [bytes(5_000)])
+    assert kept.find(["huge"]) == [None]
 
 
-def test_growing_text_encodes_only_its_end(tiny: Any) -> None:
-    cut = SegmentTokenizer(tiny.tokenizer._tokenizer)
+def test_growing_text_encodes_only_its_end(tiny_tokenizer: Tokenizer) -> None:
+    cut = SegmentTokenizer(tiny_tokenizer)
     text = "".join(f"line {i} of a long text\nand more\n" for i in range(200))
     cut.encode(text)
     encoding = cut.begin(text + "tail")
     assert encoding.missing_chars < 60
 
 
-def test_threads_share_the_cache(tiny: Any) -> None:
-    cut = SegmentTokenizer(tiny.tokenizer._tokenizer, cache=SegmentCache(20_000))
+def test_threads_share_the_cache(tiny_tokenizer: Tokenizer) -> None:
+    cut = SegmentTokenizer(tiny_tokenizer, cache=SegmentCache(20_000))
     lines = [f"<|im_start|>user\nthread text {i}<|im_end|>\n" * 5 for i in range(40)]
-    expected = [whole(tiny.tokenizer._tokenizer, line) for line in lines]
+    expected = [whole(tiny_tokenizer, line) for line in lines]
     wrong: list[str] = []
 
     def work() -> None:
