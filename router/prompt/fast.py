@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -34,24 +36,41 @@ _NONE = 0xFFFFFFFF
 """No rank."""
 
 
-class FastEncoder:
-    """An Encoder that keeps the split rules of `tokenizer`, not its vocabulary. `ids[rank]` is a token's id."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a FastEncoder is built from: read from a tokenizer, whose memory is free before the encoder's is taken.
 
-    def __init__(self, tokenizer: Tokenizer, cuts: Sequence[str], encoding: Any, ids: Sequence[int]) -> None:
-        self._normalizer = tokenizer.normalizer
-        self._splits = tokenizer.pre_tokenizer
-        self._special = matcher(cuts)
-        added = tokenizer.get_added_tokens_decoder()
-        self._packed = {token.content: pack((number,)) for number, token in added.items()}
-        self._bytes = {number: _spelled(token.content) for number, token in added.items()}
+    `words`: the spelling of rank 0, 1, and so on, joined, `sizes[rank]` bytes each; `ids[rank]` is the token's id.
+    """
+
+    pattern: str
+    words: bytes
+    sizes: array[int]
+    ids: array[int]
+    added: dict[int, str]
+    cuts: tuple[str, ...]
+    normalizer: Any
+    splits: Any
+    expected: list[bytes]
+
+
+class FastEncoder:
+    """An Encoder that keeps the split rules of `tokenizers`, not the vocabulary."""
+
+    def __init__(self, recipe: Recipe, encoding: Any) -> None:
+        self._normalizer = recipe.normalizer
+        self._splits = recipe.splits
+        self._special = matcher(recipe.cuts)
+        self._packed = {content: pack((number,)) for number, content in recipe.added.items()}
+        self._bytes = {number: _spelled(content) for number, content in recipe.added.items()}
         self._encode = encoding.encode_ordinary
         self._encode_word = encoding._encode_single_piece
         self._decode = encoding.decode_single_token_bytes
         self._stable = stable().fullmatch
-        in_order = list(ids) == list(range(len(ids)))
-        self._ids = None if in_order else array("I", ids)
-        self._ranks = None if in_order else _inverse(ids)
-        self._size = len(ids)
+        self._size = len(recipe.ids)
+        in_order = recipe.ids == array("I", range(self._size))
+        self._ids = None if in_order else recipe.ids
+        self._ranks = None if in_order else _inverse(recipe.ids)
 
     def encode(self, pieces: Sequence[str]) -> list[bytes]:
         return [self._piece(piece) for piece in pieces]
@@ -91,6 +110,59 @@ class FastEncoder:
         return self._decode(rank) if rank != _NONE else b""
 
 
+def recipe_of(tokenizer: Tokenizer) -> Recipe | None:
+    """How to encode the tokenizer's pieces (see SegmentTokenizer.cut) without it; None if that is not known.
+
+    Takes about a second: it reads the whole vocabulary.
+    """
+    try:
+        import tiktoken  # noqa: F401
+    except ImportError:
+        return None
+    shape = shape_of(tokenizer)
+    pattern = _pattern(tokenizer)
+    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+    if pattern is None or not shape.line_safe or len(shape.cuts) != len(added):
+        return None
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
+    table = _ranks(tokenizer)
+    if table is None:
+        return None
+    expected = tokenizer.encode_batch(_pieces(shape.cuts), add_special_tokens=False)
+    return Recipe(
+        pattern,
+        b"".join(table),
+        array("I", map(len, table)),
+        array("I", table.values()),
+        added,
+        shape.cuts,
+        tokenizer.normalizer,
+        tokenizer.pre_tokenizer,
+        [pack(one.ids) for one in expected],
+    )
+
+
+def build(recipe: Recipe) -> FastEncoder | None:
+    """The encoder; None if its ids are not those that the tokenizer gave."""
+    import tiktoken
+
+    ends = accumulate(recipe.sizes)
+    ranks = {
+        recipe.words[end - size : end]: rank for rank, (size, end) in enumerate(zip(recipe.sizes, ends, strict=True))
+    }
+    encoding = tiktoken.Encoding("router", pat_str=recipe.pattern, mergeable_ranks=ranks, special_tokens={})
+    ranks.clear()  # the encoding keeps the dict, but encodes from a table of its own: 25 MB for 150,000 tokens
+    encoder = FastEncoder(recipe, encoding)
+    return encoder if encoder.encode(_pieces(recipe.cuts)) == recipe.expected else None
+
+
+def _pieces(cuts: Sequence[str]) -> list[str]:
+    """Odd texts, and the added tokens in front of some."""
+    pieces = [text[begin:] for text in _CORPUS for begin in range(0, len(text), 3)]
+    return pieces + [cut + text for cut in cuts[:40] for text in ("", "\nuser\n", " x")]
+
+
 def _inverse(ids: Sequence[int]) -> array[int]:
     ranks = array("I", [_NONE]) * (max(ids) + 1)
     for rank, number in enumerate(ids):
@@ -105,31 +177,6 @@ def _spelled(content: str) -> bytes:
         return bytes(map(alphabet.__getitem__, content))
     except KeyError:
         return content.encode()
-
-
-def fast_encoder(tokenizer: Tokenizer) -> FastEncoder | None:
-    """An encoder of the tokenizer's pieces (see SegmentTokenizer.cut); None if there is none that is the same.
-
-    Takes about a second: it reads the whole vocabulary.
-    """
-    try:
-        import tiktoken
-    except ImportError:
-        return None
-    shape = shape_of(tokenizer)
-    pattern = _pattern(tokenizer)
-    if pattern is None or not shape.line_safe or len(shape.cuts) != len(tokenizer.get_added_tokens_decoder()):
-        return None
-    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-        return None
-    table = _ranks(tokenizer)
-    if table is None:
-        return None
-    ranks, ids = table
-    encoding = tiktoken.Encoding("router", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    ranks.clear()  # the encoding keeps the dict, but encodes from a table of its own: 25 MB for 150,000 tokens
-    encoder = FastEncoder(tokenizer, shape.cuts, encoding, ids)
-    return encoder if _equal(tokenizer, encoder, shape.cuts) else None
 
 
 def _pattern(tokenizer: Tokenizer) -> str | None:
@@ -149,8 +196,8 @@ def _alphabet() -> dict[str, int]:
     return table
 
 
-def _ranks(tokenizer: Tokenizer) -> tuple[dict[bytes, int], list[int]] | None:
-    """Bytes -> rank (bytes first, then merges in order), and rank -> id; None if a token can't be reached."""
+def _ranks(tokenizer: Tokenizer) -> dict[bytes, int] | None:
+    """Bytes -> id, in the order of rank: bytes first, then merges in order. None if a token can't be reached."""
     model = tokenizer.model
     layout = json.loads(model.__getstate__())
     if layout.get("unk_token") or layout.get("continuing_subword_prefix") or layout.get("end_of_word_suffix"):
@@ -162,8 +209,7 @@ def _ranks(tokenizer: Tokenizer) -> tuple[dict[bytes, int], list[int]] | None:
         ordered.append("".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1))
     if layout.get("ignore_merges"):
         ordered += sorted(vocab, key=vocab.__getitem__)
-    ranks: dict[bytes, int] = {}
-    ids: list[int] = []
+    ids: dict[bytes, int] = {}
     for token in dict.fromkeys(ordered):
         number = vocab.get(token)
         if number is None:
@@ -175,13 +221,5 @@ def _ranks(tokenizer: Tokenizer) -> tuple[dict[bytes, int], list[int]] | None:
         found = model.tokenize(token)
         if len(found) != 1 or found[0].id != number:
             return None
-        ranks[spelled] = len(ids)
-        ids.append(number)
-    return ranks, ids
-
-
-def _equal(tokenizer: Tokenizer, encoder: FastEncoder, cuts: Sequence[str]) -> bool:
-    pieces = [text[begin:] for text in _CORPUS for begin in range(0, len(text), 3)]
-    pieces += [cut + text for cut in cuts[:40] for text in ("", "\nuser\n", " x")]
-    expected = [pack(one.ids) for one in tokenizer.encode_batch(pieces, add_special_tokens=False)]
-    return encoder.encode(pieces) == expected
+        ids[spelled] = number
+    return ids

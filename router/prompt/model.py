@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from router.heap import give_back
 from router.prompt.content_format import ContentFormat, detect_content_format, detect_sglang_format
-from router.prompt.fast import fast_encoder
+from router.prompt.fast import build, recipe_of
 from router.prompt.hub import ModelFilesError, fetch
 from router.prompt.pipelines import apply_class
 from router.prompt.template import ChatTemplate, Messages, TemplateError, Tools
-from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
+from router.prompt.tokenizer import HuggingFace, SegmentCache, SegmentTokenizer, cutting_of
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Model types whose chats engines encode with code of their own instead of the template (engine-protocol.md F.1, F.2).
@@ -191,15 +191,17 @@ def _segments(
     cache: SegmentCache | None,
     fast: bool,
 ) -> tuple[SegmentTokenizer, int]:
-    """The tokenizer and the number of ids. With a fast encoder, what was read of the file is free on return."""
-    tokenizer = _load_tokenizer(directory, config)
-    if tokenizer_class is not None:
-        try:
-            apply_class(tokenizer, tokenizer_class)
-        except ValueError as error:
-            raise ModelFilesError(f"{directory}: {error}") from error
-    encoder = fast_encoder(tokenizer) if fast else None
-    return SegmentTokenizer(tokenizer, cache=cache, encoder=encoder), _ids(tokenizer, model_config)
+    """The tokenizer, and the number of ids."""
+    tokenizer = _load_tokenizer(directory, config, tokenizer_class)
+    cutting, ids = cutting_of(tokenizer), _ids(tokenizer, model_config)
+    recipe = recipe_of(tokenizer) if fast and cutting.ends is not None else None
+    if recipe is not None:
+        del tokenizer  # before the encoder is built, which then takes its memory: 35 MB less for 150,000 tokens
+        encoder = build(recipe)
+        if encoder is not None:
+            return SegmentTokenizer(cutting, encoder, cache), ids
+        tokenizer = _load_tokenizer(directory, config, tokenizer_class)
+    return SegmentTokenizer(cutting, HuggingFace(tokenizer), cache), ids
 
 
 def _own_encoder(directory: Path, config: dict[str, Any], model_config: dict[str, Any]) -> str | None:
@@ -232,7 +234,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer:
+def _load_tokenizer(directory: Path, config: dict[str, Any], tokenizer_class: str | None) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ModelFilesError(
@@ -249,6 +251,11 @@ def _load_tokenizer(directory: Path, config: dict[str, Any]) -> Tokenizer:
         raise ModelFilesError(f"{directory / 'tokenizer_config.json'}: wrong added tokens ({error!r})") from error
     if config.get("split_special_tokens"):
         tokenizer.encode_special_tokens = True
+    if tokenizer_class is not None:
+        try:
+            apply_class(tokenizer, tokenizer_class)
+        except ValueError as error:
+            raise ModelFilesError(f"{directory}: {error}") from error
     return tokenizer
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from router.blocks import pack
-from router.prompt.shapes import matcher, shape_of
+from router.prompt.shapes import Shape, matcher, shape_of
 
 # Several prompts are encoded at a time, each in a thread of ours; the library's own threads per batch would only fight
 # with the event loop for the cores (measured: twice the time and twice the stalls on two cores).
@@ -62,6 +62,10 @@ class HuggingFace:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def whole(self, text: str) -> bytes:
+        """The text's packed ids, with special tokens added wherever the tokenizer adds them."""
+        return pack(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
 
 class SegmentCache:
@@ -140,35 +144,51 @@ class Encoding:
         return b"".join([self.prefix, *self.ids, self.suffix])  # type: ignore[list-item]
 
 
-class SegmentTokenizer:
-    """A `tokenizers.Tokenizer` that remembers pieces. Thread-safe.
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """What must be known of a tokenizer to cut its texts.
 
-    `encoder` encodes in the tokenizer's place and must give the same ids (see `fast`); the tokenizer is then kept only
-    if something else needs it. `unsupported` says why the text isn't cut (None: it is); such a tokenizer is still
-    exact, only dearer.
+    `ends`: what it puts in front and behind where special tokens are added, packed; None if it does something else.
+    `vocab_size`: number of token ids, added tokens included.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, cache: SegmentCache | None = None, encoder: Encoder | None = None
-    ) -> None:
-        self.vocab_size: int = tokenizer.get_vocab_size()
-        """Number of token ids, added tokens included."""
-        self.fast = encoder is not None
-        """Whether another library encodes."""
-        self._encoder: Encoder = encoder if encoder is not None else HuggingFace(tokenizer)
+    shape: Shape
+    ends: tuple[bytes, bytes] | None
+    vocab_size: int
+
+
+def cutting_of(tokenizer: Tokenizer) -> Cutting:
+    """Keeps nothing of the tokenizer."""
+    return Cutting(shape_of(tokenizer), _added_ends(tokenizer), tokenizer.get_vocab_size())
+
+
+class SegmentTokenizer:
+    """A tokenizer that remembers pieces. Thread-safe.
+
+    `encoder` gives the ids of the tokenizer that `cutting` is of; where its `ends` are not known, it is HuggingFace.
+    `unsupported` says why the text isn't cut (None: it is); such a tokenizer is still exact, only dearer.
+    """
+
+    def __init__(self, cutting: Cutting, encoder: Encoder, cache: SegmentCache | None = None) -> None:
+        self.vocab_size = cutting.vocab_size
+        self._ends = cutting.ends
+        self._encoder = encoder
         self._cache = cache if cache is not None else SegmentCache()
-        shape = shape_of(tokenizer)
+        shape = cutting.shape
         self.unsupported: str | None = shape.reason
         self._specials = matcher(shape.cuts)
         self._spans = SegmentCache(max(1, self._cache.max_bytes >> 1))
         self._reach = max((len(content) for content in shape.cuts), default=1)
         self._line_safe = shape.line_safe
-        self._ends = _added_ends(tokenizer)
-        self._whole = tokenizer if self._ends is None else None
 
     @property
     def cache(self) -> SegmentCache:
         return self._cache
+
+    @property
+    def fast(self) -> bool:
+        """Whether another library than `tokenizers` encodes."""
+        return not isinstance(self._encoder, HuggingFace)
 
     def forget(self) -> None:
         """Empties the caches."""
@@ -189,10 +209,9 @@ class SegmentTokenizer:
         """Cuts the text and looks its pieces up. Cheap: for the event loop."""
         prefix = suffix = b""
         if add_special_tokens:
-            if self._whole is not None:
-                whole = pack(self._whole.encode(text, add_special_tokens=True).ids)
-                return Encoding([text], [whole], [], 0, b"", b"")
-            assert self._ends is not None
+            if self._ends is None:
+                assert isinstance(self._encoder, HuggingFace)
+                return Encoding([text], [self._encoder.whole(text)], [], 0, b"", b"")
             prefix, suffix = self._ends
         pieces, ids, at = self._known_spans(text)
         spans = len(pieces)
@@ -293,7 +312,6 @@ class SegmentTokenizer:
 
 
 def _added_ends(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
-    """What `add_special_tokens` puts in front and behind, packed; None if it does something else."""
     ends: set[tuple[bytes, bytes]] = set()
     for probe in _PROBES:
         bare = tokenizer.encode(probe, add_special_tokens=False).ids

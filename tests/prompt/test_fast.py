@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from router.blocks import pack
-from router.prompt.fast import FastEncoder, fast_encoder
+from router.prompt.fast import FastEncoder, build, recipe_of
 from router.prompt.stable import stable
 
 pytest.importorskip("tiktoken", reason="tiktoken is not installed; run: pip install 'tiktoken>=0.9'")
@@ -26,7 +27,8 @@ texts = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_siz
 @cache
 def loaded(directory: Path) -> tuple[Tokenizer, FastEncoder | None]:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return tokenizer, fast_encoder(tokenizer)
+    recipe = recipe_of(tokenizer)
+    return tokenizer, build(recipe) if recipe is not None else None
 
 
 def test_only_proven_tokenizers(real_directory: Path) -> None:
@@ -101,4 +103,15 @@ def test_a_lone_surrogate_is_told(real_directory: Path) -> None:
 
 
 def test_other_pipelines_are_left_alone(tiny_tokenizer: Tokenizer) -> None:
-    assert fast_encoder(tiny_tokenizer) is None
+    assert recipe_of(tiny_tokenizer) is None
+
+
+def test_an_encoder_with_other_ids_is_not_used(real_directory: Path) -> None:
+    tokenizer, encoder = loaded(real_directory)
+    recipe = recipe_of(tokenizer)
+    if encoder is None or recipe is None:
+        return
+    ids = recipe.ids[:]
+    at = encoder.encode(["The"])[0]
+    ids[recipe.ids.index(int.from_bytes(at, "little"))] += 1
+    assert build(replace(recipe, ids=ids)) is None

@@ -24,7 +24,7 @@ from router.prompt.model import ChatModel, ModelFilesError, load_model
 from router.prompt.requests import ApiRequest, parse_request
 from router.prompt.stage import ModelSpec, Prompt, PromptStage, UnknownModel
 from router.prompt.template import ChatTemplate, TemplateError
-from router.prompt.tokenizer import SegmentTokenizer
+from router.prompt.tokenizer import HuggingFace, SegmentTokenizer, cutting_of
 
 CHAT = "/v1/chat/completions"
 
@@ -463,7 +463,8 @@ async def test_sessions_of_every_protocol_grow_exactly(tiny: ChatModel, tiny_tok
             prompt = await stage.prepare(request(path, **fields), engine=engine)
             whole = parse_request(path, json.dumps({"model": "m", **fields}).encode())
             apart = msgspec.structs.replace(whole, body=json.loads(json.dumps({"model": "m", **fields})))
-            fresh = ChatModel(SegmentTokenizer(tiny_tokenizer), {"default": tiny.template_source or ""}, {})
+            tokenizer = SegmentTokenizer(cutting_of(tiny_tokenizer), HuggingFace(tiny_tokenizer))
+            fresh = ChatModel(tokenizer, {"default": tiny.template_source or ""}, {})
             expected = await prepared(ModelSpec("m", fresh), apart, engine=engine)
             assert prompt.exact
             assert prompt.ids == expected.ids

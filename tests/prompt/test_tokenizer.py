@@ -18,7 +18,7 @@ from router.blocks import pack, unpack
 from router.prompt import tokenizer as segments
 from router.prompt.model import load_model
 from router.prompt.shapes import CL100K, O200K, QWEN, matcher
-from router.prompt.tokenizer import SegmentCache, SegmentTokenizer
+from router.prompt.tokenizer import HuggingFace, SegmentCache, SegmentTokenizer, cutting_of
 
 CORPUS = ["the quick brown fox\njumps over  the lazy dog's back 1234 times\r\n\tdef f(x):\n    return x + 1\n"] * 3
 CORPUS += ["こんにちは 世界 é ñ ü 🎉 <tool>\n</tool> !!! ...\n\n\nEnd\n"]
@@ -151,6 +151,10 @@ def shape(request: pytest.FixtureRequest) -> Tokenizer:
     return SHAPES[request.param]()
 
 
+def segmented(tokenizer: Tokenizer, kept: SegmentCache | None = None) -> SegmentTokenizer:
+    return SegmentTokenizer(cutting_of(tokenizer), HuggingFace(tokenizer), kept)
+
+
 def whole(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=special).ids)
 
@@ -158,7 +162,7 @@ def whole(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts, special=st.booleans())
 def test_pieces_give_the_whole_texts_ids(shape: Tokenizer, text: str, special: bool) -> None:
-    cut = SegmentTokenizer(shape)
+    cut = segmented(shape)
     assert cut.unsupported is None
     assert "".join(cut.cut(text)) == text
     expected = whole(shape, text, special)
@@ -169,7 +173,7 @@ def test_pieces_give_the_whole_texts_ids(shape: Tokenizer, text: str, special: b
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=texts, ends=st.lists(texts, min_size=2, max_size=4))
 def test_spans_hold_whatever_follows_them(shape: Tokenizer, start: str, ends: list[str]) -> None:
-    cut = SegmentTokenizer(shape)
+    cut = segmented(shape)
     for end in ends:
         for length in (len(start), len(start) // 2):
             text = start[:length] + end
@@ -186,15 +190,15 @@ def test_real_tokenizers(real_directory: Path, text: str) -> None:
 
 @cache
 def _real(directory: Path) -> tuple[SegmentTokenizer, Tokenizer]:
-    segmented = load_model(directory).tokenizer
-    assert segmented.unsupported is None
-    return segmented, Tokenizer.from_file(str(directory / "tokenizer.json"))
+    loaded = load_model(directory).tokenizer
+    assert loaded.unsupported is None
+    return loaded, Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_shapes_are_encoded_whole(name: str) -> None:
     tokenizer = REFUSED[name]()
-    cut = SegmentTokenizer(tokenizer)
+    cut = segmented(tokenizer)
     text = "a <s> b <|im_end|>\nword</s>"
     assert cut.unsupported is not None
     assert cut.cut(text) == [text]
@@ -204,7 +208,7 @@ def test_other_shapes_are_encoded_whole(name: str) -> None:
 def test_truncating_tokenizer_is_refused() -> None:
     tokenizer = SHAPES["cl100k"]()
     tokenizer.enable_truncation(5)
-    assert SegmentTokenizer(tokenizer).unsupported == "truncation or padding is set in tokenizer.json"
+    assert segmented(tokenizer).unsupported == "truncation or padding is set in tokenizer.json"
 
 
 @settings(max_examples=200, deadline=None)
@@ -238,7 +242,7 @@ def test_cache_is_bounded_in_bytes_and_drops_the_oldest() -> None:
 
 
 def test_growing_text_encodes_only_its_end(tiny_tokenizer: Tokenizer) -> None:
-    cut = SegmentTokenizer(tiny_tokenizer)
+    cut = segmented(tiny_tokenizer)
     text = "".join(f"line {i} of a long text\nand more\n" for i in range(200))
     cut.encode(text)
     encoding = cut.begin(text + "tail")
@@ -246,7 +250,7 @@ def test_growing_text_encodes_only_its_end(tiny_tokenizer: Tokenizer) -> None:
 
 
 def test_threads_share_the_cache(tiny_tokenizer: Tokenizer) -> None:
-    cut = SegmentTokenizer(tiny_tokenizer, cache=SegmentCache(20_000))
+    cut = segmented(tiny_tokenizer, SegmentCache(20_000))
     lines = [f"<|im_start|>user\nthread text {i}<|im_end|>\n" * 5 for i in range(40)]
     expected = [whole(tiny_tokenizer, line) for line in lines]
     wrong: list[str] = []
