@@ -121,7 +121,7 @@ _LONGEST = 4096
 _MISSES = 8
 """Requests of a connection that differ from the one before, after which nobody looks for another that does not."""
 
-_CHECKED = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
+_CHECKED = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"))
 
 
 class RequestParser:
@@ -163,6 +163,7 @@ class RequestParser:
         self._chunked = False
         self._version = "1.1"
         self._method = ""
+        self._withheld = b""  # a head like this one's without its offer to upgrade, behind which llhttp sees no body
         self._template: _Template | None = None
         self._misses = 0
         self._latest: Request | None = None  # completed within the present feed
@@ -192,9 +193,12 @@ class RequestParser:
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # Upgrades are declined by ignoring them: the request was delivered, what follows is a new message.
+                # Upgrades are declined by ignoring them: what follows is the request's body or, if it was delivered
+                # already, a new message.
                 rest = data[upgrade.args[0] :]
                 self._parser = httptools.HttpRequestParser(self)
+                head, self._withheld = self._withheld, b""
+                self._parser.feed_data(head)
             except httptools.HttpParserError as fault:
                 if self._error is not None:
                     raise self._error from None
@@ -215,6 +219,8 @@ class RequestParser:
     # callbacks of httptools
 
     def on_message_begin(self) -> None:
+        if self.in_body:
+            return  # a head that stands in for the one whose body comes
         if self.finished:
             raise self._refuse(400, "data after the last request")
         self._begun = True
@@ -226,6 +232,8 @@ class RequestParser:
         self.body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        if not self.in_head:
+            return
         self._target += url
         if len(self._target) > self._limits.max_target_bytes:
             raise self._refuse(414, f"request target over {self._limits.max_target_bytes} bytes")
@@ -238,6 +246,8 @@ class RequestParser:
         self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
+        if not self.in_head:
+            return
         self.in_head = False
         self._version = version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
@@ -250,7 +260,7 @@ class RequestParser:
         size = len(self._target)
         hosts = 0
         length = 0
-        expect = chunked = False
+        expect = chunked = upgrade = False
         connection: list[bytes] = []
         headers = self._headers
         size += sum(map(len, chain.from_iterable(headers))) + 4 * len(headers)
@@ -270,6 +280,8 @@ class RequestParser:
                 chunked = True
             elif key == b"connection":
                 connection += [token.strip() for token in value.lower().split(b",")]
+            elif key == b"upgrade":
+                upgrade = True
             elif value.lower() == b"100-continue":
                 expect = version == "1.1"
             else:
@@ -283,6 +295,9 @@ class RequestParser:
         self._chunked = chunked
         self._keep_alive = b"close" not in connection if version == "1.1" else b"keep-alive" in connection
         self.in_body = True
+        if upgrade and (length or chunked) and self._parser.should_upgrade():
+            told = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % length
+            self._withheld = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % told
         if expect and (length or chunked):
             self._on_continue()
 
@@ -296,6 +311,8 @@ class RequestParser:
             raise self._too_many()
 
     def on_message_complete(self) -> None:
+        if self._withheld:
+            return
         self.in_body = False
         self.finished = not self._keep_alive
         body = self._body

@@ -45,6 +45,7 @@ HEADERS = [
     ("connection", "x-session-id, content-type"), ("connection", "keep-alive, content-length"), ("te", "trailers"),
     ("x-prefix-router-replica", "evil"), ("x-request-id", "../../etc"), ("accept-encoding", "gzip"), ("cookie", "a=b"),
     ("x-forwarded-for", "1.2.3.4"), ("expect", "100-continue"), ("upgrade", "h2c"), ("x-é", "ü"), ("x-long", "y" * 900),
+    ("connection", "Upgrade, HTTP2-Settings"),
     ("proxy-connection", "close"), ("content-type", "text/plain"), ("content-encoding", "gzip"), ("trailer", "x"),
 ]  # fmt: skip
 BYTES = [

@@ -21,6 +21,7 @@ HEADS = [
     b"POST /v1/x HTTP/1.1\r\nhost: a\r\nX-A: 1\r\nX-A: 2\r\ncontent-length:%d \r\n\r\n",
     b"POST /v1/y?z=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 0%d\r\nExpect: 100-continue\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: a\r\nX-Content-Length: 3\r\nContent-Length: %d\r\nUpgrade: h2c\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nConnection: close\r\n\r\n",
     b"POST /v1/x HTTP/1.0\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n",
 ]

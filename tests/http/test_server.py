@@ -168,6 +168,31 @@ async def test_head_http10_and_ignored_upgrade(start: Start) -> None:
     assert upgrade.count(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n") == 2
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_request_with_an_upgrade_keeps_its_body(start: Start, framing: str, whole: bool) -> None:
+    """Java's HttpClient offers HTTP/2 with its first request. Its body must not be read as another request."""
+    server = await start()
+    inner = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    framed = b"%x\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(inner), inner) if framing == "chunked" else inner
+    told = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: %d" % len(inner)
+    data = (
+        b"POST /offer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n%b\r\n\r\n%b" % (told, framed)
+    )
+    data += b"POST /next HTTP/1.1\r\nContent-Length: 2\r\n" + CLOSE + b"\r\nhi"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    for piece in [data] if whole else [data[n : n + 1] for n in range(len(data))]:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    assert answer.count(b"HTTP/1.1 200") == 2, answer
+    assert b"POST b'/offer' " + inner in answer and answer.endswith(b"POST b'/next' hi")
+
+
 async def test_client_that_leaves_cancels_the_handler(start: Start) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
