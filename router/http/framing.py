@@ -32,7 +32,8 @@ class ChunkScanner:
         self._state = self._AT_SIZE
         self._left = 0
         self._line = b""
-        self._tail = b""  # last payload bytes of the present chunk, to see an event's end that two reads share
+        self._tail = b""  # last payload bytes, to see an event's end that two reads or chunks share; may be those
+        # before a whole event: what that makes of a blank line behind it is a place between events all the same
         self.end = -1
         self.safe = 0
 
@@ -44,7 +45,11 @@ class ChunkScanner:
                 start = match.end()
                 stop = start + int(match[1], 16)
                 if stop != start and len(data) == stop + 2 and data.endswith(b"\r\n"):
-                    self.safe = len(data) if data.endswith(_EVENT_ENDS, start, stop) else 0
+                    self.safe = len(data)
+                    if not data.endswith(_EVENT_ENDS, start, stop):
+                        self._tail = (self._tail + data[max(start, stop - 3) : stop])[-3:]
+                        if not self._tail.endswith(_EVENT_ENDS):
+                            self.safe = 0
                     return data[start:stop]
         return self._scan(data)
 
@@ -98,9 +103,16 @@ class ChunkScanner:
         if match is None:
             raise FramingError("invalid chunk size")
         self._left = int(match[1], 16)
-        self._tail = b""
         self._state = self._DATA if self._left else self._TRAILER
         return stop
+
+
+def events_end(payload: bytes) -> int:
+    """Offset just past the last SSE event's end in `payload`, 0 if it has none."""
+    return max(
+        payload.rfind(b"\n\n") + 2 if b"\n\n" in payload else 0,
+        payload.rfind(b"\n\r\n") + 3 if b"\n\r\n" in payload else 0,
+    )
 
 
 def chunk(payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from router.http.framing import LAST_CHUNK, chunk
+from router.http.framing import LAST_CHUNK, chunk, events_end
 from router.http.response import Response
 from router.http.upstream_head import Framing
 from router.proxy.watch import ResponseWatcher, Usage
@@ -16,10 +16,10 @@ _HOLD_BYTES = 64 * 1024
 class Relay:
     """Writes the body as it comes: chunked bytes as they are to clients that understand them, else the payload.
 
-    Of an SSE answer, bytes after the last whole event are held back until the event is whole (no client could use
-    them earlier), at most 64 kB. So a stream that breaks can be ended with a well-formed error event; one that breaks
-    within a longer event, and every other body, is broken off so that the client sees it. `closing` makes a comment for
-    the end of an SSE answer.
+    Of an SSE answer that is not compressed, bytes after the last whole event are held back until the event is whole (no
+    client could use them earlier), at most 64 kB. So a stream that breaks can be ended with a well-formed error event;
+    one that breaks within a longer event, and every other body, is broken off so that the client sees it. `closing`
+    makes a comment for the end of an SSE answer.
     """
 
     __slots__ = ("_appendable", "_at_boundary", "_closing", "_framed", "_held", "_held_bytes", "_response", "_watch")
@@ -53,12 +53,15 @@ class Relay:
             self._watch.feed(payload, time.monotonic())
         if not self._framed:
             raw = payload
-        if not self._watch.sse:
+        if not self._watch.sse or self._watch.encoded:
             self._response.write(raw)
             return
         size = len(raw)
         if not self._framed:
-            safe = _event_end(raw)
+            safe = events_end(raw)
+            if not safe and self._held:  # the event's end may have begun before
+                before = b"".join(piece[-2:] for piece in self._held[-2:])[-2:]
+                safe = max(0, events_end(before + raw) - len(before))
         if safe == size and not self._held:
             self._response.write(raw)
             self._at_boundary = self._appendable
@@ -103,11 +106,3 @@ class Relay:
             self._response.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
             self._held = []
             self._held_bytes = 0
-
-
-def _event_end(payload: bytes) -> int:
-    """Offset just past the last event's end in `payload`, 0 if it has none."""
-    return max(
-        payload.rfind(b"\n\n") + 2 if b"\n\n" in payload else 0,
-        payload.rfind(b"\n\r\n") + 3 if b"\n\r\n" in payload else 0,
-    )

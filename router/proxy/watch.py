@@ -6,6 +6,8 @@ import re
 
 import msgspec
 
+from router.http.framing import events_end
+
 _MARK = re.compile(rb'"(?:usage|meta_info)":\s*\{')
 _FIELDS = re.compile(
     rb'"(prompt_tokens|completion_tokens|cached_tokens|input_tokens|output_tokens|cache_read_input_tokens)":\s*(\d{1,12})'
@@ -94,15 +96,19 @@ class ResponseWatcher:
         if self._carry:
             payload = self._carry + payload
         if self.sse:
-            self.events += payload.count(b"\n\n")
+            self.events += payload.count(b"\n\n") or payload.count(b"\n\r\n")
             if b'"error"' in payload and (error := _ERROR.search(payload)) is not None:
                 self.error_seen = True
                 if _REQUEST_AT_FAULT.search(payload, error.start()) is None:
                     self.engine_at_fault = True
         if b'"usage"' in payload or b'"meta_info"' in payload:
             self._take_mark(payload)
-        # Only a piece that ends within a line can hide half a mark; the carry never holds an event's end twice.
-        self._carry = b"" if payload.endswith(b"\n") else payload[-_CARRY_BYTES:].rpartition(b"\n\n")[2]
+        # Only a piece that ends within an event can hide half a mark; no event's end is counted twice.
+        if payload.endswith(b"\n\n"):
+            self._carry = b""
+        else:
+            end = payload[-_CARRY_BYTES:]
+            self._carry = end[events_end(end) :]
 
     def usage(self) -> Usage | None:
         """The last usage reported, None if there was none."""

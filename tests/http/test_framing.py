@@ -43,6 +43,9 @@ def test_safe_is_the_end_of_the_last_whole_event() -> None:
     rest = chunk(b"\n\n")
     scanner.feed(rest)
     assert scanner.safe == len(rest)
+    for piece, whole in ((b"data: 3\n", False), (b"\n", True), (b"data: 4", False), (b"\n", False), (b"\n", True)):
+        scanner.feed(chunk(piece))
+        assert (scanner.safe > 0) is whole
 
 
 @pytest.mark.parametrize("raw", [b"0x1\r\nx\r\n", b"1\nx\r\n", b"1\r\nxy\r\n", b"-1\r\n", b"\r\n", b"1" * 9 + b"\r\n"])

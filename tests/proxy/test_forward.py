@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import socket
 
 import pytest
 
-from router.http.framing import LAST_CHUNK, chunk
+from router.http.framing import LAST_CHUNK, ChunkScanner, chunk
 from router.http.limits import Limits, UpstreamLimits
 from router.http.upstream import Origin
 from router.proxy.retry import RetryPolicy
@@ -227,6 +228,46 @@ async def test_stream_passes_byte_for_byte_with_usage(upstream, route):
         assert outcome.usage is not None and outcome.usage.cached_tokens == 8 and outcome.usage.prompt_tokens == 9
         assert outcome.events == 4 and outcome.ttft_s is not None and outcome.error is None
     assert up.connections == 1
+
+
+EVENT = b"data: 1\n\n"
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize(
+    ("framing", "pieces"),
+    [
+        ("chunked", [b"data: 1\n", b"\n"]),
+        ("chunked", [b"data: 1\r\n\r", b"\n"]),
+        ("chunked", [EVENT[n : n + 1] for n in range(len(EVENT))]),
+        ("close", [b"data: 1\n", b"\n"]),
+        ("close", [b"data: 1\r\n", b"\r", b"\n"]),
+        ("gzip", [gzip.compress(EVENT)]),
+    ],
+)
+async def test_an_event_goes_on_as_soon_as_it_is_whole(upstream, route, framing, pieces, version):
+    seen = asyncio.Event()
+    coding = {"chunked": b"transfer-encoding: chunked", "gzip": b"content-encoding: gzip", "close": b"x-a: b"}[framing]
+
+    async def script(raw, request, number):
+        await raw.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%b\r\n\r\n" % coding)
+        for piece in pieces:
+            await raw.send(chunk(piece) if framing == "chunked" else piece)
+            for _ in range(20):  # pieces are to come one by one
+                await asyncio.sleep(0)
+        await seen.wait()  # the rest of the answer is not made yet
+
+    router = await route(await upstream(script))
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(b"POST / HTTP/%b\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % version)
+    got, scanner = b"", ChunkScanner()
+    async with asyncio.timeout(5):
+        await reader.readuntil(b"\r\n\r\n")
+        while got != b"".join(pieces):
+            data = await reader.read(65536)
+            got += scanner.feed(data) if version == b"1.1" else data
+    seen.set()
+    writer.close()
 
 
 @pytest.mark.parametrize("tail", [b"", b"1f\r\ndata: {", b"1"])

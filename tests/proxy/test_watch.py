@@ -51,6 +51,18 @@ def test_usage_with_any_split(case: tuple[bytes, bytes, Usage], step: int) -> No
     assert not watch.error_seen and watch.bytes == len(data) and watch.first_at == 0.0
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("data", [OPENAI, ANTHROPIC, b": ping\n\ndata: 1\ndata: 2\n\ndata: 3\n\n\nid: 4\ndata: 5"])
+def test_events_are_counted_with_any_split(data: bytes, end: bytes) -> None:
+    events = len([event for event in data.split(b"\n\n")[:-1] if event.strip()])
+    lines = data.replace(b"\n", end)
+    for step in (1, 2, 3, 4, 5, 7, 63, 64, 65, 66, 100, 1000, 5000):
+        watch = ResponseWatcher(b"text/event-stream", b"")
+        for at in range(0, len(lines), step):
+            watch.feed(lines[at : at + step], 0.0)
+        assert watch.events == events, step
+
+
 @pytest.mark.parametrize(
     ("event", "seen"),
     [
