@@ -25,8 +25,6 @@ from router.prompt.prepare import Part, parts_of
 from router.prompt.requests import GROWING, ApiRequest, endpoint_of, parse_request, warm
 from router.prompt.vocabulary import check_ids
 
-# New text up to this long is encoded on the event loop: about 1.3 ms.
-INLINE_CHARS = 2048
 # A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
 # the steps of several such requests are taken in turns of the loop of their own.
 LONG_BYTES = 128 * 1024
@@ -261,7 +259,7 @@ class PromptStage:
                 ids = await asyncio.get_running_loop().run_in_executor(self._pool, encode)
                 return ids[TOKEN_BYTES:] if part.drop_first and ids.startswith(part.drop_first) else ids
             encoding = tokenizer.begin(part.text, part.add_special_tokens)
-            if encoding.missing_chars > INLINE_CHARS:
+            if encoding.missing_chars > tokenizer.inline_chars:
                 await asyncio.get_running_loop().run_in_executor(self._pool, tokenizer.fill, encoding)
             elif encoding.missing:
                 tokenizer.fill(encoding)

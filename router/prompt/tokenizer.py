@@ -34,6 +34,8 @@ PIECE_CHARS = 1024
 SPAN_CHARS = 16 * 1024
 # Ids of a batch become Python objects while the GIL is held: about 1 ms for this much text.
 _BATCH_CHARS = 16 * 1024
+_INLINE_CHARS = 2048  # about 1 ms
+_INLINE_CHARS_FAST = 4096  # about 0.5 ms
 _ENTRY_BYTES = 240  # a str's and a bytes' header and the cache's own bookkeeping, measured
 _PROBES = ("a", "Hello, world 12", "x\ny")
 
@@ -171,6 +173,10 @@ class SegmentTokenizer:
 
     def __init__(self, cutting: Cutting, encoder: Encoder, cache: SegmentCache | None = None) -> None:
         self.vocab_size = cutting.vocab_size
+        self.fast = not isinstance(encoder, HuggingFace)
+        """Whether another library than `tokenizers` encodes."""
+        self.inline_chars = _INLINE_CHARS_FAST if self.fast else _INLINE_CHARS
+        """New text up to this long is encoded on the event loop: a thread's turn costs more."""
         self._ends = cutting.ends
         self._encoder = encoder
         self._cache = cache if cache is not None else SegmentCache()
@@ -184,11 +190,6 @@ class SegmentTokenizer:
     @property
     def cache(self) -> SegmentCache:
         return self._cache
-
-    @property
-    def fast(self) -> bool:
-        """Whether another library than `tokenizers` encodes."""
-        return not isinstance(self._encoder, HuggingFace)
 
     def forget(self) -> None:
         """Empties the caches."""
