@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import socket
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
@@ -20,6 +21,8 @@ START_S = 60.0
 STOP_S = 10.0
 KEPT_LINES = 30
 POLL_S = 0.05
+PORTS = range(20_000, 32_768)
+"""Below those that Linux gives to whoever takes any: such a one could be another's before the program listens on it."""
 
 
 class StartError(RuntimeError):
@@ -130,10 +133,12 @@ class Child:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, for programs that cannot take any free one themselves."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that was free a moment ago, for programs that cannot take any free one themselves. Raises StartError."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise StartError(f"none of a hundred ports from {PORTS.start} on is free")
 
 
 def tree(pid: int) -> list[int]:

@@ -24,7 +24,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [*ROUTER, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env={**os.environ, **environment},
         check=False,
     )
@@ -87,7 +87,9 @@ def test_serve_over_simulated_replicas_starts_answers_and_drains() -> None:
         assert simulator.stdout is not None
         urls: list[str] = []
         while len(urls) < 2:
-            found = re.match(r"\s+(http://127\.0\.0\.1:\d+)\s", simulator.stdout.readline())
+            line = simulator.stdout.readline()
+            assert line, "the simulator ended"
+            found = re.match(r"\s+(http://127\.0\.0\.1:\d+)\s", line)
             urls += [found[1]] if found else []
         flags = [flag for url in urls for flag in ("--replica", url)]
         with subprocess.Popen(
@@ -100,23 +102,24 @@ def test_serve_over_simulated_replicas_starts_answers_and_drains() -> None:
                 line = router.stderr.readline()
                 assert line, "the router ended"
                 url = line.split("listening on ")[1].strip() if "listening on " in line else ""
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while True:
                 try:
-                    urllib.request.urlopen(f"{url}/ready", timeout=5).close()
+                    urllib.request.urlopen(f"{url}/ready", timeout=60).close()
                     break
                 except OSError:
                     assert time.monotonic() < deadline
+                    time.sleep(0.02)
             body = json.dumps({"model": "sim", "messages": [{"role": "user", "content": "secret text"}]}).encode()
             request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"content-type": "application/json"})
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 assert answer.status == 200
                 assert answer.headers["x-prefix-router-replica"]
             router.send_signal(signal.SIGTERM)
             log = router.stderr.read()
-            assert router.wait(timeout=20) == 0
+            assert router.wait(timeout=60) == 0
         simulator.send_signal(signal.SIGTERM)
-        assert simulator.wait(timeout=20) == 0
+        assert simulator.wait(timeout=60) == 0
     entries = [line for line in log.splitlines() if '"path":"/v1/chat/completions"' in line]
     assert len(entries) == 1
     entry = json.loads(entries[0][entries[0].index("{") :])

@@ -49,8 +49,9 @@ async def test_fuzzed_requests(system: tuple[Engine, App]) -> None:
     assert not loop_faults
     assert fuzz.statuses[200] > fuzz.sent / 4 and fuzz.statuses[400] > fuzz.sent / 20, fuzz.statuses
     await until(lambda: not app.server.connections, "every connection ended")
-    assert app.server.held_bytes == 0 and not app.pool.busy and len(app.admission.queue) == 0
-    assert all((r.load.running, r.load.pending_prefill) == (0, 0) for r in app.fleet)
+    await until(lambda: app.server.held_bytes == 0 and not app.pool.busy, "no request is held, no connection in use")
+    await until(lambda: len(app.admission.queue) == 0, "nobody waits")
+    await until(lambda: all((r.load.running, r.load.pending_prefill) == (0, 0) for r in app.fleet), "nothing is booked")
     async with aiohttp.ClientSession() as client:
         body = {"model": "sim", "messages": [{"role": "user", "content": "still there?"}]}
         async with client.post(f"http://127.0.0.1:{app.server.port}/v1/chat/completions", json=body) as answer:

@@ -48,7 +48,7 @@ def helm(tool: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -
             input=None if values is None else json.dumps(values),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
         )

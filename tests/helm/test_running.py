@@ -140,7 +140,7 @@ def run_helm_test(objects: Objects, url: str, **env: str) -> subprocess.Complete
     assert asked.split("://")[0] == url.split("://")[0]
     return subprocess.run(
         [sys.executable, flag, script, url, model, "10"],
-        capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"], **env},
+        capture_output=True, text=True, timeout=240, check=False, env={"PATH": os.environ["PATH"], **env},
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ async def test_the_notes_curl_works(
     async with router_process(tmp_path, settings) as router, _client() as client:
         await router.up(client, 1)
         shell = command.replace("http://127.0.0.1:8000", router.url)
-        said = await asyncio.to_thread(subprocess.run, ["sh", "-c", shell], capture_output=True, text=True, timeout=30)
+        said = await asyncio.to_thread(subprocess.run, ["sh", "-c", shell], capture_output=True, text=True, timeout=240)
         assert said.returncode == 0, said.stderr
         assert said.stdout.rstrip().endswith("data: [DONE]"), said.stdout
 
@@ -180,7 +180,7 @@ def test_every_secret_is_mounted_where_the_configuration_says(
     file.write_text(yaml.safe_dump(settings))
     done = subprocess.run(
         [sys.executable, "-m", "router.cli", "check-config", "--quiet", str(file)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -201,7 +201,7 @@ def test_check_config_takes_every_example(render: Render, example: str, tmp_path
     file.write_text(configuration(render(example)).replace(MOUNT, str(tmp_path)))
     done = subprocess.run(
         [sys.executable, "-m", "router.cli", "check-config", "--quiet", str(file)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -256,7 +256,7 @@ async def test_helm_test_says_what_is_wrong(render: Render, engines: SimulatedFl
 def _quick(objects: Objects, url: str) -> subprocess.CompletedProcess[str]:
     _, container = container_of(objects, "Pod", "r-prefix-router-test")
     command = [sys.executable, "-c", container["args"][0], url, "", "0.1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def _client() -> aiohttp.ClientSession:
@@ -300,7 +300,7 @@ async def test_a_changed_config_map_is_taken_up(render: Render, engines: Simulat
 
 def drain(kind: str, url: str, seconds: float, chart: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, str(chart / "files" / "drain.py"), kind, url, str(seconds)]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False, env={"PATH": "/usr/bin:/bin", **env})
+    return subprocess.run(command, capture_output=True, timeout=240, check=False, env={"PATH": "/usr/bin:/bin", **env})
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])

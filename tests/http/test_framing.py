@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from router.http.framing import LAST_CHUNK, ChunkScanner, FramingError, chunk
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from([b"data: a\n\n", b"data: b", b"\n", b"x\r\n\r\n", b"y" * 40]), max_size=8),
     st.lists(st.integers(1, 60), min_size=1, max_size=30),

@@ -65,7 +65,7 @@ class Publisher:
             self._thread = threading.Thread(target=self._serve, args=(router,), daemon=True)
             self._thread.start()
 
-    async def subscribed(self, timeout_s: float = 5.0) -> None:
+    async def subscribed(self, timeout_s: float = 60.0) -> None:
         """Until a subscription arrived: what is published before is lost."""
         assert await asyncio.to_thread(self._pub.poll, timeout_s * 1000), "nobody subscribed"
         self._pub.recv()
@@ -97,7 +97,7 @@ class Publisher:
     def close(self) -> None:
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(5)
+            self._thread.join(60)
         self._pub.close(0)
         self._context.term()
 

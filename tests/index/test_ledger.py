@@ -115,7 +115,7 @@ PROMPTS = [prompt + (4,) * (256 - len(prompt)) for prompt in PROMPTS]
     [(16, True), (32, True), (8, True), (1, False), (4, False), (16, False), (64, False)],
     ids=lambda value: str(value),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     steps=st.lists(st.sampled_from(["store"] * 5 + ["remove"] * 4 + ["clear"]), max_size=40),

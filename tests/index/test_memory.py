@@ -80,17 +80,21 @@ def test_an_unknown_replica_is_counted() -> None:
 
 
 def test_a_sweep_step_is_short() -> None:
-    index = MemoryIndex(1_000_000)
-    index.add_replica("a")
-    index.apply("a", store(*range(0, 2**63, 2**63 // 100_000)))
-    index.remove_replica("a")
-    longest, more = 0.0, True
-    while more:
-        start = time.thread_time()
-        more = index.sweep()
-        longest = max(longest, time.thread_time() - start)
-    assert index.blocks == 0
-    assert longest < 0.02, "2 ms when idle"
+    def longest() -> float:
+        index = MemoryIndex(1_000_000)
+        index.add_replica("a")
+        index.apply("a", store(*range(0, 2**63, 2**63 // 100_000)))
+        index.remove_replica("a")
+        took, more = 0.0, True
+        while more:
+            start = time.thread_time()
+            more = index.sweep()
+            took = max(took, time.thread_time() - start)
+        assert index.blocks == 0
+        return took
+
+    # Other work on the machine, and the test process's own garbage, can only make a step longer.
+    assert min(longest() for _ in range(3)) < 0.02, "2 ms when idle"
 
 
 def test_predictions_fill_in_where_confirmed_blocks_end() -> None:

@@ -184,7 +184,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(operations=[("pump", 1), ("lose", 1)], seed=0, can_replay=True, buffer_steps=1000)
 @given(
     operations=OPERATIONS,

@@ -38,7 +38,7 @@ def held(index: MemoryIndex, *firsts: int) -> list[int]:
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, f"timed out waiting for: {what}"
         await asyncio.sleep(0.005)

@@ -151,9 +151,9 @@ def threaded(engine: Engine) -> Iterator[Engine]:
     thread = Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()
     try:
-        assert up.wait(10), "the engine did not start"
+        assert up.wait(60), "the engine did not start"
         yield engine
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()

@@ -131,7 +131,7 @@ def chained(blocks: list[int], rest: int) -> PrefixChain:
     st.integers(1, 3),
     st.integers(7, 40),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_oracle_never_beats_the_ideal(sent: list[tuple[str, list[int], int]], replicas: int, room: int) -> None:
     requests = [Sent(session, chained(blocks, rest), 1) for session, blocks, rest in sent]
     ideal = ideal_hit_rate((request.chain, None) for request in requests)

@@ -30,7 +30,7 @@ def test_percentiles_interpolate_between_ranks() -> None:
     assert Distribution.of([None]) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40))
 def test_percentiles_are_ordered_and_within(values: list[float]) -> None:
     distribution = Distribution.of(values)
@@ -119,7 +119,7 @@ def test_ideal_is_weighted_by_the_engine_s_tokens() -> None:
     assert ideal_hit_rate([(same, 100), (same, 300)]) == pytest.approx(0.8 * 300 / 400)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=300), st.text(max_size=200), st.text(max_size=200))
 def test_text_chains_share_exactly_the_common_prefix(common: str, left: str, right: str) -> None:
     a, b = text_chain(common + left), text_chain(common + right)

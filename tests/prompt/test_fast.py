@@ -35,7 +35,7 @@ def test_only_proven_tokenizers(real_directory: Path) -> None:
     assert (loaded(real_directory)[1] is not None) == KNOWN[real_directory.name]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_ids_are_equal(real_directory: Path, text: str) -> None:
     """Pieces have an added token at their beginning or none."""

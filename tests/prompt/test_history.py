@@ -31,7 +31,7 @@ def small_spans() -> Any:
         yield
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(messages, st.integers(0, 12), st.sampled_from([(",", ":"), (", ", ": "), (" ,\n ", ":")])), max_size=8
@@ -68,7 +68,7 @@ def outcome(history: History, body: bytes) -> Any:
         return "not JSON"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     messages,
     st.sampled_from(

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from support.fake_hub import COMMIT, FakeHub
-from support.ports import free_port
+from support.ports import refusing_port
 from support.router_process import router_process
 
 from replica.simulator.config import ReplicaConfig
@@ -77,21 +77,24 @@ def test_files_are_fetched_once_and_no_weights(hub: FakeHub, tmp_path: Path) -> 
 
 def test_cached_files_do_without_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     load(hub.url, tmp_path)
-    gone = f"http://127.0.0.1:{free_port()}"
-    assert load(gone, tmp_path) == expected()
-    assert load(gone, tmp_path, HF_HUB_OFFLINE="1") == expected()
+    with refusing_port() as port:
+        gone = f"http://127.0.0.1:{port}"
+        assert load(gone, tmp_path) == expected()
+        assert load(gone, tmp_path, HF_HUB_OFFLINE="1") == expected()
     hub.failing = 1000
     assert load(hub.url, tmp_path) == expected()
 
 
 def test_a_hub_that_is_away_is_tried_again(tmp_path: Path) -> None:
-    said = load(f"http://127.0.0.1:{free_port()}", tmp_path)
+    with refusing_port() as port:
+        said = load(f"http://127.0.0.1:{port}", tmp_path)
     assert said.startswith(f"passing {REPO}: is no directory, and the hub can't be reached")
     assert "or give a local directory" in said
 
 
 def test_offline_says_so(tmp_path: Path) -> None:
-    said = load(f"http://127.0.0.1:{free_port()}", tmp_path, HF_HUB_OFFLINE="1")
+    with refusing_port() as port:
+        said = load(f"http://127.0.0.1:{port}", tmp_path, HF_HUB_OFFLINE="1")
     assert said.startswith("lasting")
     assert "HF_HUB_OFFLINE" in said
 

@@ -112,13 +112,13 @@ NAMES = ["model", "messages", "prompt", "input", "stream", "max_tokens", "n", "c
 NAMES += ["session_params", "sampling_params", "vllm_xargs", "input_ids", "inputs", "parameters"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(path=st.sampled_from([*PATHS, "/other"]), body=st.binary(max_size=60) | st.text().map(str.encode))
 def test_any_bytes(path: str, body: bytes) -> None:
     _only_bad_request(path, body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(path=st.sampled_from(PATHS), fields=st.dictionaries(st.sampled_from(NAMES), values, max_size=6))
 def test_any_fields(path: str, fields: dict[str, Any]) -> None:
     _only_bad_request(path, json.dumps(fields).encode())

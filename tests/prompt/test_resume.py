@@ -67,7 +67,7 @@ def compare(source: str, seed: int, steps: int) -> ChatTemplate:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1 << 30))
 def test_resumed_text_is_the_whole_text(name: str, seed: int) -> None:
     compare(TEMPLATES[name], seed, 60)

@@ -337,7 +337,7 @@ KEYS = [
 KEYS += ["continue_final_message", "add_generation_prompt", "truncate_prompt_tokens", "kv_transfer_params", "input_ids"]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     path=st.sampled_from([CHAT, "/v1/messages", "/v1/responses", "/rerank"]),
     engine=st.sampled_from(["vllm", "sglang", "tgi"]),
@@ -353,7 +353,7 @@ def test_any_request_gets_a_prompt(
     assert prompt.exact == (prompt.reason is None)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(0, 3), max_size=700), st.lists(st.integers(0, 3), max_size=700), st.integers(1, 5))
 def test_incremental_chain_is_the_fresh_chain(first: list[int], second: list[int], block_size: int) -> None:
     cache = ChainCache(max_chunks=3)

@@ -159,7 +159,7 @@ def whole(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=special).ids)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=texts, special=st.booleans())
 def test_pieces_give_the_whole_texts_ids(shape: Tokenizer, text: str, special: bool) -> None:
     cut = segmented(shape)
@@ -170,7 +170,7 @@ def test_pieces_give_the_whole_texts_ids(shape: Tokenizer, text: str, special: b
     assert unpack(cut.encode(text, special)) == expected  # now from the cache
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(start=texts, ends=st.lists(texts, min_size=2, max_size=4))
 def test_spans_hold_whatever_follows_them(shape: Tokenizer, start: str, ends: list[str]) -> None:
     cut = segmented(shape)
@@ -180,7 +180,7 @@ def test_spans_hold_whatever_follows_them(shape: Tokenizer, start: str, ends: li
             assert unpack(cut.encode(text)) == whole(shape, text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_real_tokenizers(real_directory: Path, text: str) -> None:
     model, tokenizer = _real(real_directory)
@@ -211,7 +211,7 @@ def test_truncating_tokenizer_is_refused() -> None:
     assert segmented(tokenizer).unsupported == "truncation or padding is set in tokenizer.json"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     contents=st.lists(st.text("ab<|", min_size=1, max_size=4), min_size=1, max_size=8),
     text=st.text("ab<|", max_size=30),

@@ -7,9 +7,11 @@ import gzip
 import json
 import os
 import random
-import socket
+import time
+from contextlib import ExitStack
 
 import pytest
+from support.ports import refusing_port
 
 from router.http.framing import LAST_CHUNK, ChunkScanner, chunk
 from router.http.limits import Limits, UpstreamLimits
@@ -26,12 +28,6 @@ USAGE = (
 
 async def ok(raw, request, number):
     await raw.send(OK)
-
-
-def dead_origin() -> Origin:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return Origin("127.0.0.1", sock.getsockname()[1])
 
 
 def body_of(answer: bytes) -> bytes:
@@ -98,13 +94,22 @@ async def test_stale_keep_alive_is_never_seen(upstream, route):
 
 
 async def test_idle_connections_are_dropped_before_the_engine_does(upstream, route):
-    up = await upstream(ok)
-    router = await route(up, limits=UpstreamLimits(keepalive_s=0.05))
+    kept = 0.05
+    dropped = asyncio.Event()
+
+    async def script(raw, request, number):
+        began = time.monotonic()
+        await raw.send(OK)
+        await raw.gone()
+        assert time.monotonic() - began >= kept, "it was not kept at all"
+        dropped.set()
+
+    up = await upstream(script)
+    router = await route(up, limits=UpstreamLimits(keepalive_s=kept))
     await router.post()
-    assert router.pool.idle_count == 1
-    async with asyncio.timeout(5):
-        while router.pool.idle_count:
-            await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        await dropped.wait()
+    assert not router.pool.idle_count
 
 
 async def hang(raw, request, number):
@@ -136,7 +141,7 @@ async def busy(raw, request, number):
 @pytest.mark.parametrize("fault", [hang, kill_before_head, kill_in_head, kill_before_body, not_http, busy])
 async def test_failover_before_the_first_byte(upstream, route, fault):
     bad, good = await upstream(fault), await upstream(ok)
-    router = await route(bad, good, limits=UpstreamLimits(first_byte_timeout_s=0.2))
+    router = await route(bad, good, limits=UpstreamLimits(first_byte_timeout_s=1 if fault is hang else 300))
     answer = await router.post()
     assert body_of(answer) == b"ok" and b"x-prefix-router-replica: r1" in answer
     assert [entry.partition(" ")[0] for entry in router.plans[0].log if "r0" in entry][-1] == "end"
@@ -144,10 +149,10 @@ async def test_failover_before_the_first_byte(upstream, route, fault):
 
 
 async def test_any_number_of_dead_replicas_within_max_attempts(upstream, route):
-    router = await route(
-        dead_origin(), dead_origin(), dead_origin(), await upstream(ok), policy=RetryPolicy(max_attempts=4)
-    )
-    assert body_of(await router.post()) == b"ok"
+    with ExitStack() as stack:
+        dead = [Origin("127.0.0.1", stack.enter_context(refusing_port())) for _ in range(3)]
+        router = await route(*dead, await upstream(ok), policy=RetryPolicy(max_attempts=4))
+        assert body_of(await router.post()) == b"ok"
 
 
 async def test_poison_request_reaches_two_replicas_at_most(upstream, route):
@@ -179,7 +184,7 @@ async def test_only_those_that_died_under_a_request_speak_against_it(upstream, r
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (kill_before_head, 502), (busy, 503)])
 async def test_exhausted(upstream, route, fault, status):
     up = await upstream(fault)
-    router = await route(up, limits=UpstreamLimits(first_byte_timeout_s=0.1))
+    router = await route(up, limits=UpstreamLimits(first_byte_timeout_s=0.1 if fault is hang else 300))
     answer = await router.post()
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     if fault is busy:
@@ -197,8 +202,8 @@ async def test_no_replica(route):
 
 async def test_total_deadline(upstream, route):
     ups = [await upstream(hang) for _ in range(3)]
-    router = await route(*ups, limits=UpstreamLimits(keepalive_s=0.1), policy=RetryPolicy(total_s=0.15, max_timeouts=5))
-    async with asyncio.timeout(3):
+    router = await route(*ups, limits=UpstreamLimits(keepalive_s=0.1), policy=RetryPolicy(total_s=1, max_timeouts=5))
+    async with asyncio.timeout(60):
         assert (await router.post()).startswith(b"HTTP/1.1 504 ")
     assert sum(len(up.requests) for up in ups) == 1
 
@@ -377,7 +382,7 @@ async def test_client_that_leaves_closes_the_upstream(upstream, route, streaming
     router = await route(up, await upstream(ok))
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         if streaming:
             await reader.readuntil(b"data: 1\n\n")
         while b"waiting" not in up.requests:
@@ -407,7 +412,7 @@ async def test_slow_reader_stops_the_upstream(upstream, route):
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port, limit=65536)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     last = -1
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(240):
         while sent != last or sent == 0:
             last = sent
             await asyncio.sleep(0.2)
@@ -430,7 +435,7 @@ async def test_reader_that_never_reads_is_dropped(upstream, route):
     router = await route(await upstream(script), server_limits=Limits(write_timeout_s=0.2))
     _, writer = await asyncio.open_connection("127.0.0.1", router.port, limit=1024)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await router.done.wait()
     assert router.outcomes[0].client_gone
     writer.close()
@@ -458,7 +463,7 @@ async def test_two_thousand_streams_at_once(upstream, route):
         writer.close()
         return answer
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         answers = await asyncio.gather(*(one() for _ in range(2000)))
     assert all(answer.endswith(b"data: [DONE]\n\n\r\n" + LAST_CHUNK) for answer in answers)
     assert not router.pool.busy

@@ -7,6 +7,7 @@ import socket
 import time
 
 import pytest
+from support.ports import refusing_port
 
 from router.http.limits import Limits, UpstreamLimits
 from router.http.upstream import Origin, UpstreamPool
@@ -24,14 +25,14 @@ async def test_bodies_in_memory_are_bounded_and_given_back(upstream, route):
     up = await upstream(script)
     router = await route(up, server_limits=Limits(max_buffered_bytes=100_000, linger_s=0.1))
     first = asyncio.create_task(router.post(b"x" * 60_000))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not up.requests:
             await asyncio.sleep(0.005)
     assert router.server.held_bytes == 60_000
     refused = await router.post(b"x" * 60_000)
     assert refused.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in refused
     small = asyncio.create_task(router.post(b"x" * 30_000))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(up.requests) < 2:
             await asyncio.sleep(0.005)
     gate.set()
@@ -39,7 +40,7 @@ async def test_bodies_in_memory_are_bounded_and_given_back(upstream, route):
     # A body of which only a part came is given back, too.
     _, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000\r\n\r\n" + b"x" * 40_000)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while router.server.held_bytes != 40_000:
             await asyncio.sleep(0.005)
         writer.close()
@@ -60,13 +61,13 @@ async def test_connections_to_one_replica_are_bounded_and_the_rest_goes_elsewher
     up, other = await upstream(script), await upstream(quick)
     router = await route(up, other, limits=UpstreamLimits(max_per_origin=3))
     held = [asyncio.create_task(router.post()) for _ in range(3)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(up.requests) < 3:
             await asyncio.sleep(0.005)
     assert (await router.post()).endswith(b"ok") and len(up.requests) == 3 and len(other.requests) == 1
     alone = await route(up, limits=UpstreamLimits(max_per_origin=1))
     last = asyncio.create_task(alone.post())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(up.requests) < 4:
             await asyncio.sleep(0.005)
     refused = await alone.post()
@@ -75,20 +76,16 @@ async def test_connections_to_one_replica_are_bounded_and_the_rest_goes_elsewher
     await asyncio.gather(*held, last)
     for each in (router, alone):
         each.pool.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while each.pool.open:
                 await asyncio.sleep(0.005)
 
 
 async def test_failed_connects_leave_no_count(route):
-    from router.http.upstream import Origin
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        dead = Origin("127.0.0.1", sock.getsockname()[1])
-    router = await route(dead)
-    for _ in range(5):
-        assert (await router.post()).startswith(b"HTTP/1.1 502 ")
+    with refusing_port() as port:
+        router = await route(Origin("127.0.0.1", port))
+        for _ in range(5):
+            assert (await router.post()).startswith(b"HTTP/1.1 502 ")
     assert not router.pool.open
 
 
@@ -99,7 +96,7 @@ async def test_a_vanished_peer_is_noticed_by_the_kernel(upstream, route):
     router = await route(await upstream(script))
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await reader.readuntil(b"\r\n\r\n")
     client = next(iter(router.server.connections))._transport.get_extra_info("socket")
     replica = next(iter(router.pool._idle.values()))[0]._transport.get_extra_info("socket")

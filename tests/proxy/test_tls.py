@@ -59,7 +59,7 @@ async def test_https_in_and_out(tmp_path: Path) -> None:
     router = HttpServer(handler)
     await router.start("127.0.0.1", 0, ssl=inward)
     body = b"z" * 300_000
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port, ssl=outward)
         writer.write(
             b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body

@@ -30,7 +30,7 @@ JSON = json.dumps(
 ).encode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(
         [

@@ -50,7 +50,7 @@ def test_steps_are_linked_by_their_blocks_and_generated_blocks_are_known(tmp_pat
     assert done.hit_rate == pytest.approx(ideal(workload, 2000).infinite, abs=0.1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(0, 60)), min_size=1, max_size=40))
 def test_any_trace_replays_every_request_once(moves: list[tuple[int, int, int]]) -> None:
     rows, prompts = [], {agent: [1, 2, 3] for agent in range(4)}

@@ -152,7 +152,7 @@ def test_sessions_that_stay_away_are_no_longer_warm() -> None:
     assert table.lineage.warm_tokens == {"r1": pytest.approx(last.warm)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60), st.booleans()), min_size=1, max_size=60))
 def test_interleaved_agents_keep_their_own_sessions(moves: list[tuple[int, int, bool]]) -> None:
     table = Table()

@@ -7,16 +7,16 @@ import pytest
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         yield session
 
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], object]], "asyncio.Future[None]"]:
-    """Wait for a condition, at most 10 s."""
+    """Wait for a condition, at most 60 s."""
 
     async def wait(condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 

@@ -155,7 +155,7 @@ class ModelPool:
 prompts = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14), min_size=1, max_size=25)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompts)
 def test_hits_equal_brute_force(batch: list[list[int]]) -> None:
     pool, model = BlockPool(8, 2), ModelPool(8, 2)
@@ -177,7 +177,7 @@ def test_a_pool_that_is_hit_again_and_again_forgets_the_old_order() -> None:
     assert places > 3 * 48, "nothing was ever left out"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompts, st.integers(1, 4), st.sampled_from(["pool", "radix1", "radix2"]), st.integers(1, 6))
 def test_events_replayed_are_the_truth(batch: list[list[int]], at_once: int, kind: str, generate: int) -> None:
     cache: BlockPool | RadixCache
@@ -194,7 +194,7 @@ def test_events_replayed_are_the_truth(batch: list[list[int]], at_once: int, kin
         assert all(seq.finished and seq.cached < seq.prompt_len for seq in group)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(prompts, st.data())
 def test_aborts_leave_no_block_behind(batch: list[list[int]], data: st.DataObject) -> None:
     cache = data.draw(st.sampled_from([BlockPool(20, 2), RadixCache(20, 2), RadixCache(40, 1, prompt_only=True)]))
