@@ -378,11 +378,18 @@ class Proxy(Section):
     ] = field(
         default_factory=lambda: [
             "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/sleep", "/wake_up", "/collective_rpc",
-            "/pause", "/resume", "/abort_request", "/inference/v1/abort_requests", "/flush_cache", "/server_info",
-            "/get_server_info", "/release_memory_occupation", "/resume_memory_occupation", "/release_kv_cache_memory",
-            "/pause_generation", "/continue_generation", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
-            "/load_lora_adapter", "/unload_lora_adapter", "/update_weights", "/init_weights", "/hicache",
-            "/start_profile", "/stop_profile", "/metrics", "/kv_event_sources",
+            "/pause", "/resume", "/abort_request", "/abort_requests", "/inference/v1/abort_requests", "/flush_cache",
+            "/server_info", "/get_server_info", "/release_memory_occupation", "/resume_memory_occupation",
+            "/release_kv_cache_memory", "/pause_generation", "/continue_generation", "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter", "/load_lora_adapter", "/unload_lora_adapter", "/hicache", "/start_profile",
+            "/stop_profile", "/metrics", "/kv_event_sources", "/scale_elastic_ep", "/fault_tolerance", "/init_weights",
+            "/init_weight", "/update_weights", "/update_weight", "/start_weight_update", "/start_draft_weight_update",
+            "/finish_weight_update", "/begin_weight_update", "/end_weight_update", "/destroy_weights_update_group",
+            "/shutdown_weight_transfer_engine", "/weight_checker", "/weights_checker", "/get_weights_by_name",
+            "/send_weights_to_remote_instance", "/register_transfer_engine_info", "/start_expert_distribution_record",
+            "/stop_expert_distribution_record", "/dump_expert_distribution_record", "/set_internal_state",
+            "/set_trace_level", "/configure_logging", "/freeze_gc", "/slow_down", "/dumper", "/pd_role_switch",
+            "/add_external_corpus", "/remove_external_corpus",
         ]
     )  # fmt: skip
 
