@@ -18,6 +18,7 @@ from router.api.admin_auth import TENANT
 from router.api.admin_replicas import ReplicaAdmin
 from router.api.app import Api
 from router.api.dashboard import Dashboard
+from router.api.errors import format_at
 from router.api.explain import Explain
 from router.api.gathered import OWNER
 from router.api.keys import Gate
@@ -221,6 +222,7 @@ class App:
         self.server = HttpServer(
             self.api,
             limits=server_limits(config),
+            errors_at=format_at,
         )
         self.siblings = None if place is None else self._meet(place)
         streams: list[Notes] = [] if self.feeds.shared is None else [self.feeds.shared.notes]

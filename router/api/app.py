@@ -24,6 +24,8 @@ from router.prompt.requests import ApiRequest, BadRequest, Endpoint, endpoint_of
 from router.prompt.stage import Took
 
 JSON: Headers = [(b"content-type", b"application/json")]
+_PREFLIGHT = b"access-control-request-method"
+"""Has an OPTIONS request that a browser sends ahead of another, without its key: the engine answers it."""
 
 
 class Api:
@@ -54,19 +56,25 @@ class Api:
         """Answer one request, whatever it is."""
         path = request.path
         endpoint = endpoint_of(path)
-        if endpoint is Endpoint.MESSAGES:
+        if endpoint is Endpoint.MESSAGES or (endpoint is Endpoint.OTHER and b"anthropic-version" in request.names):
             response.errors = ANTHROPIC_ERRORS
+        elif endpoint is Endpoint.OTHER:
+            response.errors = errors.format_at(path)
         grant = OPEN
         try:
             if endpoint is Endpoint.OTHER and self._answered_unasked(request, response):
                 return
-            grant = self._gate.enter(request)
+            if request.method != "OPTIONS" or _PREFLIGHT not in request.names:
+                grant = self._gate.enter(request)
             if endpoint is Endpoint.OTHER and self._answered_here(request, response, grant):
                 return
-            if endpoint is not Endpoint.OTHER and request.method != "POST":
-                raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
             took = Took()
-            parsed = await self._route.prompts.parse(path, request.body, read=self._route.reads_prompts)
+            if endpoint is Endpoint.OTHER or request.method == "POST":
+                parsed = await self._route.prompts.parse(path, request.body, read=self._route.reads_prompts)
+            elif request.method == "OPTIONS":
+                parsed = ApiRequest(Endpoint.OTHER, {})
+            else:
+                raise ApiError(405, f"{path} takes POST, not {request.method}", code="method_not_allowed")
             took.lap("parse")
             await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:
@@ -120,6 +128,9 @@ class Api:
                 raise ApiError(404, "/metrics is on the admin port (admin.port, default 9000)", code="not_found")
         if not path.startswith("/"):
             raise ApiError(400, "the request target must be a path", code="invalid_path")
+        if (request.header(b"upgrade") or b"").lower() == b"websocket":
+            message = f"{path}: WebSocket connections are not passed on; connect to a replica itself"
+            raise ApiError(501, message, code="websocket_not_supported")
         plain = re.sub("/+", "/", unquote(path))  # as a server that decodes and merges slashes would read it
         blocked = next((b for b in self.blocked if plain == b or plain.startswith((b + "/", b + "_"))), None)
         if blocked is not None:

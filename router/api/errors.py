@@ -59,6 +59,11 @@ class AnthropicErrors:
 ANTHROPIC_ERRORS = AnthropicErrors()
 
 
+def format_at(path: str) -> ErrorFormat:
+    """How errors are written to who asks for `path`."""
+    return ANTHROPIC_ERRORS if path.startswith("/v1/messages") else OPENAI_ERRORS
+
+
 def answer(error: ApiError, errors: ErrorFormat) -> tuple[Headers, bytes]:
     """Headers and body of the answer that says `error`."""
     if errors is OPENAI_ERRORS:

@@ -238,9 +238,10 @@ class ServerConnection(asyncio.Protocol):
     def _refuse(self, fault: HttpError) -> None:
         """Answer a fault found before a handler ran, then close without a reset that could overtake the answer."""
         self._deaf = True
-        request = Request("GET", b"/", [], keep_alive=False)
+        request = Request("GET", self._parser.target, [], keep_alive=False)
         headers = [(b"retry-after", b"1")] if fault.status == 503 else None
-        Response(request, self._transport, self._server.errors).fail(fault.status, fault.message, headers)
+        errors = self._server.errors_at(request.path)
+        Response(request, self._transport, errors).fail(fault.status, fault.message, headers)
         self._linger()
 
     def _linger(self) -> None:

@@ -152,7 +152,7 @@ class RequestParser:
         self._error: HttpError | None = None
         self._begun = False  # a message began in the present feed
         self._head_bytes = 0
-        self._target = b""
+        self.target = b""  # of the request that is being received, or of the last one
         self._headers: Headers = []
         self._body: list[bytes] = []
         self.body_bytes = 0
@@ -226,7 +226,7 @@ class RequestParser:
         self._begun = True
         self.in_head = True
         self._head_bytes = 0
-        self._target = b""
+        self.target = b""
         self._headers = []
         self._body = []
         self.body_bytes = 0
@@ -234,8 +234,8 @@ class RequestParser:
     def on_url(self, url: bytes) -> None:
         if not self.in_head:
             return
-        self._target += url
-        if len(self._target) > self._limits.max_target_bytes:
+        self.target += url
+        if len(self.target) > self._limits.max_target_bytes:
             raise self._refuse(414, f"request target over {self._limits.max_target_bytes} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -255,9 +255,9 @@ class RequestParser:
         self._method = self._parser.get_method().decode("ascii")
         if self._method == "CONNECT":
             raise self._refuse(501, "CONNECT is not served here")
-        if b"#" in self._target:
+        if b"#" in self.target:
             raise self._refuse(400, "fragment in the request target")
-        size = len(self._target)
+        size = len(self.target)
         hosts = 0
         length = 0
         expect = chunked = upgrade = False
@@ -318,7 +318,7 @@ class RequestParser:
         body = self._body
         request = Request(
             self._method,
-            self._target,
+            self.target,
             self._headers,
             version=self._version,
             body=body[0] if len(body) == 1 else b"".join(body),

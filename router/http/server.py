@@ -7,6 +7,7 @@ import os
 import socket
 import ssl as ssl_module
 import time
+from collections.abc import Callable
 
 from router.http.connection import Handler, ServerConnection
 from router.http.errors import OPENAI_ERRORS, ErrorFormat
@@ -20,7 +21,8 @@ class HttpServer:
     """Calls `handler(request, response)` in a task for each whole request.
 
     The task is cancelled as soon as the client leaves. A handler that returns without an answer makes a 500; one that
-    returns within a started answer breaks the connection off.
+    returns within a started answer breaks the connection off. `errors`: the format of what is refused, unless a handler
+    sets another one; `errors_at`: that of what is refused before a handler runs, by the request's path.
     """
 
     def __init__(
@@ -29,11 +31,13 @@ class HttpServer:
         *,
         limits: Limits | None = None,
         errors: ErrorFormat = OPENAI_ERRORS,
+        errors_at: Callable[[str], ErrorFormat] | None = None,
         backlog: int = 65_535,
     ) -> None:
         self.handler = handler
         self.limits = limits or Limits()
         self.errors = errors
+        self.errors_at = errors_at or (lambda _path: errors)
         self.draining = False
         self.leaving = False
         """Clients are told to come back over a new connection, which may lead to another router."""

@@ -91,6 +91,19 @@ async def test_anthropic_errors_and_header(build, keys) -> None:
     await system.idle()
 
 
+async def test_a_preflight_needs_no_key_and_nothing_else_goes_without(build, keys) -> None:
+    """Browsers send none with it; vLLM asks for none either."""
+    system = await build(settings=keys({"name": "good"}))
+    asked = {"origin": "http://a.example", "access-control-request-method": "POST"}
+    for path in ("/v1/chat/completions", "/tokenize"):
+        async with system.client.options(system.url + path, headers=asked) as answer:
+            assert "x-prefix-router-replica" in answer.headers
+        async with system.client.options(system.url + path, headers={"origin": "http://a.example"}) as answer:
+            assert answer.status == 401
+        async with system.client.post(system.url + path, headers=asked, data=b"{}") as answer:
+            assert answer.status == 401
+
+
 async def test_concurrent_requests_are_counted_through_clients_that_leave(build, keys) -> None:
     system = await build(replicas=1, settings=keys({"name": "a", "max_concurrent": 2}))
     system.fleet[0].fault(paused=True)

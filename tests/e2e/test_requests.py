@@ -183,6 +183,41 @@ async def test_anthropic_errors_have_their_own_shape(build) -> None:
     assert (status, answer["type"], answer["error"]["type"]) == (404, "error", "not_found_error")
 
 
+async def test_whoever_speaks_anthropic_gets_anthropic_errors(build) -> None:
+    system = await build(settings={"limits.max_body_mb": 1})
+    version = {"anthropic-version": "2023-06-01"}
+    for method, path, headers, body, status, kind in (
+        ("GET", "/v1/models/nope", version, b"", 404, "not_found_error"),
+        ("POST", "/v1/messages/count_tokens", {}, b'{"model":"nope"}', 404, "not_found_error"),
+        ("POST", "/v1/messages/batches", {}, b"{}", 404, "not_found_error"),
+        ("POST", "/v1/messages", {}, b" " * (1 << 20) + b"{}", 413, "request_too_large"),
+    ):
+        async with system.client.request(method, system.url + path, headers=headers, data=body) as answer:
+            said = await answer.json()
+            assert (answer.status, said["type"], said["error"]["type"]) == (status, "error", kind), path
+
+
+async def test_a_websocket_is_refused_and_it_is_said(build) -> None:
+    system = await build()
+    headers = {"connection": "upgrade", "upgrade": "WebSocket"}
+    async with system.client.get(system.url + "/v1/realtime", headers=headers) as answer:
+        error = (await answer.json())["error"]
+        assert answer.status == 501
+    assert error["code"] == "websocket_not_supported" and "/v1/realtime" in error["message"]
+
+
+async def test_a_browsers_preflight_is_the_engines_to_answer(build) -> None:
+    system = await build(simulator={"record_requests": 10})
+    asked = {"origin": "http://a.example", "access-control-request-method": "POST"}
+    for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
+        async with system.client.options(system.url + path, headers=asked) as answer:
+            assert "x-prefix-router-replica" in answer.headers, path
+        assert any((r.method, r.target) == ("OPTIONS", path) for simulated in system.fleet for r in simulated.requests)
+    async with system.client.options(system.url + "/sleep", headers=asked) as answer:
+        assert answer.status == 404
+    await system.idle()
+
+
 async def test_no_replica_is_a_503_with_retry_after(build) -> None:
     system = await build(replicas=1)
     replica = system.replica(0)
