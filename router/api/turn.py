@@ -18,6 +18,8 @@ from router.proxy.plan import Attempt, Outcome
 from router.proxy.queue import Waiter
 
 DEFAULT_ANSWER_TOKENS = 256
+MAX_ANSWER_TOKENS = 1 << 17
+"""What a request asks for beyond it does not count: a number no engine generates would cost its tenant all turns."""
 _SECONDS = (b"x-request-timeout", b"x-stainless-read-timeout")
 _MILLISECONDS = (b"x-request-timeout-ms", b"x-envoy-expected-rq-timeout-ms")
 _TIMEOUTS = frozenset(_SECONDS + _MILLISECONDS)
@@ -88,14 +90,14 @@ class Turn:
         """Its place in the queue, the same each time; most requests never need one."""
         if self._made is None:
             request, parsed, tenant, tokens, kind = self._asked
-            cost = tokens + parsed.n * (DEFAULT_ANSWER_TOKENS if parsed.max_tokens is None else parsed.max_tokens)
+            wanted = DEFAULT_ANSWER_TOKENS if parsed.max_tokens is None else min(parsed.max_tokens, MAX_ANSWER_TOKENS)
             self._made = Waiter(
                 rank=rank(request, parsed, kind),
                 number=self._number,
                 tenant=tenant or parsed.salt,
                 model=parsed.model,
                 sequences=parsed.n * max(1, len(parsed.prompts)),
-                cost=max(1.0, cost),
+                cost=max(1.0, tokens + parsed.n * wanted),
             )
         return self._made
 

@@ -74,6 +74,32 @@ async def test_tenants_take_turns(build) -> None:
     assert max(place for place, tenant in enumerate(order) if tenant == "quiet") <= 8
 
 
+@pytest.mark.parametrize("absurd", [10**400, 10**300, -(10**400)], ids=["no float", "huge", "negative"])
+async def test_an_absurd_max_tokens_neither_breaks_the_queue_nor_its_fairness(build, absurd: int) -> None:
+    system = await build(replicas=1, settings={"admission.max_running": 1})
+    system.fleet[0].fault(paused=True)
+    first = send(system, 0, cache_salt="other")
+    await until(lambda: system.fleet[0].in_flight == 1, "it runs")
+    tasks = [send(system, 1, cache_salt="absurd", max_tokens=absurd)]
+    await until(lambda: len(system.app.admission.queue) == 1, "it waits")
+    tasks += [send(system, number, cache_salt="absurd") for number in (2, 3)]
+    tasks += [send(system, number, cache_salt="other", max_tokens=200_000) for number in range(4, 12)]
+    await until(lambda: len(system.app.admission.queue) == 11, "all wait")
+    system.fleet[0].clear_faults()
+    order: list[int] = []
+    for number, task in enumerate(tasks):
+        task.add_done_callback(lambda _, number=number: order.append(number))
+    async with asyncio.timeout(20):
+        assert {status for status, _, _ in await asyncio.gather(first, *tasks[1:3])} == {200}
+        status, _, _ = await tasks[0]
+    assert order.index(2) < 10, "its tenant's others take their turns"
+    for task in tasks:
+        task.cancel()
+    assert status in (200, 400)
+    await until(lambda: len(system.app.admission.queue) == 0, "the queue is empty")
+    await system.idle()
+
+
 async def test_refusals_say_why_and_when_to_come_again(build) -> None:
     settings = {"admission.max_running": 1, "admission.max_queue": 2, "admission.timeout_s": 0.5}
     system = await build(replicas=1, settings=settings)
