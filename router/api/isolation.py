@@ -8,18 +8,30 @@ ones. Every value stays the bytes it was.
 from __future__ import annotations
 
 import hashlib
+import json
 
 import msgspec
 
 from router.api.keys import Grant
 from router.http.message import Request
-from router.prompt.requests import ApiRequest, Endpoint
+from router.prompt.requests import ApiRequest, BadRequest, Endpoint
 
 SALTED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES})
 """Endpoints whose engines take a `cache_salt`."""
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+
+
+_NOT_STRICT = "The body must be strict JSON in UTF-8 here: no byte order mark, no NaN, no infinite numbers"
+
+
+def _engines_read(body: bytes) -> bool:
+    """Whether it is an object to Python's json module, with which engines' servers read."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def tenant_salt(tenant: str, own: str) -> str:
@@ -31,15 +43,23 @@ def salt(request: Request, parsed: ApiRequest, grant: Grant) -> ApiRequest:
     """Put the tenant's salt into the request that is forwarded; returns what is then known of it.
 
     A request to an endpoint that takes none is left as it is, and so is the common tenant's, unless it asks for a salt
-    of its own: that must not be the salt of another tenant.
+    of its own: that must not be the salt of another tenant. Raises BadRequest for a body that engines could read, but
+    in which no salt can be put.
     """
+    if parsed.endpoint is Endpoint.OTHER and not parsed.size and _engines_read(request.body):
+        raise BadRequest(_NOT_STRICT, code="invalid_json")
     own = parsed.body.get("cache_salt") or ""
-    if not isinstance(own, str) or (not own and (parsed.endpoint not in SALTED or not grant.tenant)):
+    if not isinstance(own, str):  # SGLang takes a list, of which each could be another tenant's
+        raise BadRequest("'cache_salt' must be a string", param="cache_salt", code="invalid_type")
+    if not own and (parsed.endpoint not in SALTED or not grant.tenant):
         return parsed
     value = tenant_salt(grant.tenant, own)
     if parsed.endpoint in SALTED:
         grant.hides_matches = False  # nobody else has blocks under this salt
-    fields = _decode(request.body)
+    try:
+        fields = _decode(request.body)
+    except msgspec.DecodeError:
+        raise BadRequest(_NOT_STRICT, code="invalid_json") from None
     fields["cache_salt"] = msgspec.Raw(_encode(value))
     request.body = _encode(fields)
     length = b"%d" % len(request.body)

@@ -7,6 +7,7 @@ objects it was in; every other value keeps its bytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,25 @@ def asks_report(body: Mapping[str, Any]) -> bool:
 
 
 def without_report(body: bytes) -> bytes:
-    """The body without it."""
+    """The body without it. One that is JSON to Python only is written anew."""
+    try:
+        _fields(body)
+    except msgspec.DecodeError:
+        return _rewritten(body)
     for place in _PLACES:
         body = _without(body, place)
     return body
+
+
+def _rewritten(body: bytes) -> bytes:
+    fields = json.loads(body)
+    for place in _PLACES:
+        inner = fields
+        for name in place:
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.pop(FIELD, None)
+    return json.dumps(fields).encode()
 
 
 def _has(value: Any, place: Sequence[str]) -> bool:

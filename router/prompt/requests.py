@@ -2,13 +2,16 @@
 
 The engine is the judge of a request: only what no engine accepts is refused here (malformed JSON, a body that is not
 an object, messages that are not objects, a prompt of the wrong type); everything else passes and is read leniently.
+Engines' servers read JSON with Python's own module, which takes more than JSON (see `python_json`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -118,9 +121,9 @@ class ApiRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 def endpoint_of(path: str) -> Endpoint:
-    """The family of a request's path (a query is ignored)."""
+    """The family of a request's path as engines' servers read it: escapes are decoded (a query is ignored)."""
     found = _ENDPOINTS.get(path)
-    return _ENDPOINTS.get(path.partition("?")[0].rstrip("/"), Endpoint.OTHER) if found is None else found
+    return _ENDPOINTS.get(unquote(path.partition("?")[0]).rstrip("/"), Endpoint.OTHER) if found is None else found
 
 
 _decode = msgspec.json.Decoder().decode
@@ -142,7 +145,23 @@ def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
     if endpoint is Endpoint.OTHER:
         return _parse_other(body)
     decode = _decode if endpoint not in GROWING else _history.decode if read else skim
-    decoded = _json_object(body, decode)
+    return _parsed(path, endpoint, _json_object(body, decode), len(body))
+
+
+def parse_leniently(path: str, body: bytes) -> ApiRequest:
+    """`parse_request` for a body that is not JSON, but that engines may take all the same. In any thread."""
+    return _parsed(path, endpoint_of(path), _json_object(body, python_json), len(body))
+
+
+def python_json(body: bytes) -> Any:
+    """A body as Python's json module reads it: NaN, infinite numbers, a byte order mark and UTF-16 are taken, too.
+    Raises ValueError or RecursionError; the former for lone surrogates, which no tokenizer takes."""
+    decoded = json.loads(body)
+    json.dumps(decoded, ensure_ascii=False).encode()
+    return decoded
+
+
+def _parsed(path: str, endpoint: Endpoint, decoded: dict[str, Any], size: int) -> ApiRequest:
     messages = decoded.get("messages")
     if endpoint is Endpoint.CHAT or endpoint is Endpoint.MESSAGES:
         _check_messages(messages)
@@ -157,7 +176,7 @@ def parse_request(path: str, body: bytes, *, read: bool = True) -> ApiRequest:
         salt=_salt(decoded),
         prompts=_prompts(endpoint, decoded),
         session=_session(decoded),
-        size=len(body),
+        size=size,
     )
 
 
@@ -170,6 +189,7 @@ def warm(body: bytes) -> Iterator[None]:
 
 
 def _parse_other(body: bytes) -> ApiRequest:
+    """`size` is 0 for what is no JSON object."""
     try:
         decoded = _json_object(body)
         return ApiRequest(Endpoint.OTHER, decoded, _model(decoded), session=_session(decoded), size=len(body))

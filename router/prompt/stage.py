@@ -22,7 +22,7 @@ from router.prompt.chains import ChainCache
 from router.prompt.conversation import Inexact
 from router.prompt.model import ChatModel
 from router.prompt.prepare import Part, parts_of
-from router.prompt.requests import GROWING, ApiRequest, endpoint_of, parse_request, warm
+from router.prompt.requests import GROWING, ApiRequest, BadRequest, endpoint_of, parse_leniently, parse_request, warm
 from router.prompt.vocabulary import check_ids
 
 # A body from this size on takes a millisecond or more to parse, to render, to cut: others run between these steps, and
@@ -167,16 +167,25 @@ class PromptStage:
         return spec
 
     async def parse(self, path: str, body: bytes, *, read: bool = True) -> ApiRequest:
-        """`requests.parse_request` without holding up the loop. Raises BadRequest."""
-        if len(body) <= LONG_BYTES:
-            return parse_request(path, body, read=read)
-        if read and endpoint_of(path) in GROWING:  # these share their messages, which is for the loop's thread alone
-            await self._own_turn()
-            for _ in warm(body):
+        """`requests.parse_request`, or else `parse_leniently`, without holding up the loop. Raises BadRequest."""
+        try:
+            if len(body) <= LONG_BYTES:
+                return parse_request(path, body, read=read)
+            if read and endpoint_of(path) in GROWING:  # these share their messages: for the loop's thread alone
                 await self._own_turn()
-            return parse_request(path, body)
-        parse = partial(parse_request, path, body, read=read)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
+                for _ in warm(body):
+                    await self._own_turn()
+                return parse_request(path, body)
+            parse = partial(parse_request, path, body, read=read)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, parse)
+        except BadRequest as bad:
+            if bad.code != "invalid_json":
+                raise
+            strictly = bad
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, parse_leniently, path, body)
+        except BadRequest as bad:
+            raise (strictly if bad.code == "invalid_json" else bad) from None
 
     async def check_ids(self, request: ApiRequest, model: str | None) -> None:
         """Raises BadRequest for a token id that the model doesn't have, if that is known."""

@@ -11,6 +11,7 @@ import openai
 import pytest
 from support.waiting import until
 
+from router.api.isolation import tenant_salt
 from router.api.keys import digest
 
 SYSTEM = {"role": "system", "content": "You are a careful coding agent. " * 40}
@@ -215,6 +216,28 @@ async def test_the_salt_changes_nothing_else_of_the_body(build, keys) -> None:
     for part in ('"x_n":1e300', '"messages":[ {"role":"user","content":"h\\u00e9 é"}]', '"seed":1E2'):
         assert part in request.body.decode()
     assert len(json.loads(request.body)["cache_salt"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", '\ufeff{"model":"sim","messages":[],"cache_salt":"SALT"}'),
+        ("/inference/v1/generate", '{"model":"sim","token_ids":[1],"cache_salt":"SALT","x":NaN}'),
+        ("/inference/v1/generate", '{"model":"sim","token_ids":[1],"cache_salt":"SALT","x":"\\ud800"}'),
+        ("/generate", '{"text":["a"],"cache_salt":["SALT"]}'),
+    ],
+)
+async def test_no_other_tenants_salt_gets_through(build, keys, path: str, body: str) -> None:
+    """What the router can't put a salt into, but engines read, goes nowhere."""
+    system = await build(
+        replicas=1, simulator={"record_requests": 50}, settings=keys(*TENANTS, **{"keys.isolation": "salt"})
+    )
+    data = body.replace("SALT", tenant_salt("two", "")).encode()
+    headers = {"authorization": "Bearer key-a", "content-type": "application/json"}
+    async with system.client.post(system.url + path, data=data, headers=headers) as answer:
+        assert answer.status == 400, await answer.text()
+        assert (await answer.json())["error"]["message"]
+    assert not any(request.target == path for request in system.fleet[0].requests)
 
 
 async def test_no_prompt_and_no_key_in_logs_or_metrics(build, keys, caplog) -> None:

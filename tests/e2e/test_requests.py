@@ -65,6 +65,22 @@ async def test_a_burst_with_one_prefix_stays_together_before_any_event_arrives(b
     assert len(homes) == 1
 
 
+@pytest.mark.parametrize("padding", [0, 200_000])
+async def test_what_engines_read_beyond_json_gets_there_unchanged(build, padding: int) -> None:
+    """Python's own JSON module, with which engines read, takes a byte order mark and numbers without end."""
+    system = await build(replicas=1, simulator={"record_requests": 10})
+    text = '{"model":"sim","messages":[{"role":"user","content":"x"}],"top_p":Infinity,"pad":"' + "a" * padding + '"}'
+    bodies = ["\ufeff".encode() + text.replace("Infinity", "1").encode(), text.encode()]
+    for body in bodies:
+        headers = {"content-type": "application/json"}
+        async with system.client.post(system.url + "/v1/chat/completions", data=body, headers=headers) as answer:
+            assert answer.headers["x-prefix-router-tokens"] == "exact"
+    assert [request.body for request in system.fleet[0].requests if request.target == "/v1/chat/completions"] == bodies
+    async with system.client.post(system.url + "/v1/chat/completions", data=b'{"a":"\\ud800"}') as answer:
+        assert answer.status == 400 and "hex escape" in await answer.text()
+    await system.idle()
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 async def test_the_replica_gets_the_clients_bytes(build, policy: str) -> None:
     system = await build(replicas=2, simulator={"record_requests": 100}, settings={"routing.policy": policy})

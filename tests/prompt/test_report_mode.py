@@ -30,6 +30,11 @@ def test_taken_out(body: bytes, left: bytes) -> None:
     assert without_report(body) == left
 
 
+def test_taken_out_of_what_only_python_reads() -> None:
+    body = b'\xef\xbb\xbf{"a":NaN,"vllm_xargs":{"kv_cache_report_mode":"full","b":"\xc3\xa9"}}'
+    assert without_report(body) == b'{"a": NaN, "vllm_xargs": {"b": "\\u00e9"}}'
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.blocks import pack
 from router.prompt.history import History
-from router.prompt.requests import BadRequest, Endpoint, limit_messages, parse_request
+from router.prompt.requests import BadRequest, Endpoint, endpoint_of, limit_messages, parse_leniently, parse_request
 
 CHAT = "/v1/chat/completions"
 
@@ -49,6 +49,35 @@ def test_bad_chat_requests(body: bytes, param: str | None, part: str) -> None:
     assert caught.value.param == param
     assert part in caught.value.message
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + chat(),
+        chat().decode().encode("utf-16"),
+        chat(tools=[{"function": {"parameters": {"maximum": float("inf"), "minimum": float("nan")}}}]),
+        chat()[:-1] + b', "top_k": 1e400}',
+    ],
+)
+def test_what_python_reads_is_read(body: bytes) -> None:
+    parsed = parse_leniently(CHAT, body)
+    assert (parsed.endpoint, parsed.model, parsed.size) == (Endpoint.CHAT, "m", len(body))
+    assert parsed.body["messages"] == [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", chat()[:-1] + b', "a": "\\ud83d"}', b'{"a":' * 100_000, b"9" * 10_000, b"[NaN]"]
+)
+def test_what_no_engine_reads_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_leniently(CHAT, body)
+    assert caught.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("path", ["/v1/%63hat/completions", "/v1/chat%2Fcompletions?x", "/v1/chat/completions/"])
+def test_a_path_is_read_as_engines_read_it(path: str) -> None:
+    assert endpoint_of(path) is Endpoint.CHAT
 
 
 @pytest.mark.parametrize("prompt", [None, 1, {}, [], [{}], [1, "a"], [-1], [1 << 32], [[1.5]], ["a", None]])
