@@ -28,6 +28,8 @@ _NOT_STRICT = "The body must be strict JSON in UTF-8 here: no byte order mark, n
 
 def _engines_read(body: bytes) -> bool:
     """Whether it is an object to Python's json module, with which engines' servers read."""
+    if body[:2] == b"--":  # an upload, long
+        return False
     try:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):

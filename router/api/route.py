@@ -202,7 +202,8 @@ class Route:
     def _able(self, parsed: ApiRequest, kinds: Container[str] | None = None) -> list[Replica]:
         if parsed.model is None and parsed.endpoint in NEEDS_MODEL:
             raise ApiError(400, "'model' is required", param="model", code="missing_required_parameter")
-        replicas = self.fleet.candidates(parsed.model)
+        replicas = self.fleet.candidates(parsed.form_model) if parsed.form_model is not None else []
+        replicas = replicas or self.fleet.candidates(parsed.model)
         if kinds is not None:
             replicas = [r for r in replicas if r.info is not None and r.info.kind in kinds]
         if replicas:

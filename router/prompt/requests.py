@@ -8,6 +8,7 @@ Engines' servers read JSON with Python's own module, which takes more than JSON 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
@@ -56,6 +57,10 @@ _MAX_TOKENS = {
     Endpoint.RESPONSES: ("max_output_tokens",),
 }
 GROWING = frozenset({Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES})
+_FORM_MODEL = re.compile(
+    rb'(?i:\r\ncontent-disposition:[^\r\n]*;[ ]*name)="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n'
+)
+_FORM_BYTES = 16 * 1024
 _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
 
@@ -105,7 +110,8 @@ class ApiRequest(msgspec.Struct, frozen=True, gc=False):
 
     `prompts`: for completions, embeddings and generate, each text as str or each list of ids packed (see blocks.pack).
     `salt`: `cache_salt`, or SGLang's `extra_key`, or both; part of the chain's root.
-    `n`: sequences that are generated for each prompt. `size`: of the body, bytes.
+    `n`: sequences that are generated for each prompt. `size`: of the body, bytes. `form_model`: of an upload, the model
+    that its form seems to name: where it should go, no proof of what the engine will read.
     """
 
     endpoint: Endpoint
@@ -118,6 +124,7 @@ class ApiRequest(msgspec.Struct, frozen=True, gc=False):
     prompts: tuple[str | bytes, ...] = ()
     session: Session = NO_SESSION
     size: int = 0
+    form_model: str | None = None
 
 
 def endpoint_of(path: str) -> Endpoint:
@@ -194,7 +201,13 @@ def _parse_other(body: bytes) -> ApiRequest:
         decoded = _json_object(body)
         return ApiRequest(Endpoint.OTHER, decoded, _model(decoded), session=_session(decoded), size=len(body))
     except BadRequest:
-        return ApiRequest(Endpoint.OTHER, {})
+        return ApiRequest(Endpoint.OTHER, {}, form_model=_form_model(body) if body[:2] == b"--" else None)
+
+
+def _form_model(body: bytes) -> str | None:
+    """Of multipart/form-data. Looked for in front of the file and behind it, not in it."""
+    found = _FORM_MODEL.search(body[:_FORM_BYTES]) or _FORM_MODEL.search(body[-_FORM_BYTES:])
+    return None if found is None else found[1].decode("utf-8", "replace")
 
 
 def _json_object(body: bytes, decode: Callable[[bytes], Any] = _decode) -> dict[str, Any]:

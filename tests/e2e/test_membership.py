@@ -6,8 +6,12 @@ import asyncio
 import json
 from pathlib import Path
 
+import aiohttp
 from support.waiting import until
 
+from replica.simulator.config import ReplicaConfig
+from replica.simulator.fleet import SimulatedFleet
+from replica.simulator.timing import time_model
 from router.fleet.replica import Health
 
 
@@ -50,6 +54,26 @@ async def test_replicas_join_and_leave_by_a_file_without_a_lost_answer(build, tm
     file.write_text("{")
     await until(lambda: any("discovery" in line for line in system.app.ready()[1]["degraded"]), "/ready names the file")
     assert up() == urls[2:], "what can't be read changes nothing"
+
+
+async def test_an_upload_goes_to_a_replica_of_the_model_its_form_names(build, tmp_path: Path) -> None:
+    file = tmp_path / "replicas.yaml"
+    system = await build(
+        replicas=2, settings={"replicas": [], "discovery.files": [{"path": str(file), "interval_s": 0.02}]}
+    )
+    async with SimulatedFleet(1, ReplicaConfig(model="whisper", timing=time_model("instant"))) as other:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(json.dumps([{"url": url} for url in [*system.fleet.urls, *other.urls]]))
+        fresh.replace(file)
+        await until(lambda: [r.health for r in system.app.fleet] == [Health.UP] * 3, "all joined")
+        seen = set()
+        for model in ("whisper", "whisper", "whisper", "sim", "sim", "sim", "unknown"):
+            form = aiohttp.FormData({"model": model})
+            form.add_field("file", b"RIFF" * 40_000, filename="a.wav")
+            async with system.client.post(system.url + "/v1/audio/transcriptions", data=form) as answer:
+                seen.add((model, "http://" + answer.headers["x-prefix-router-replica"] in other.urls))
+        assert {("whisper", True), ("sim", False)} <= seen, "an unknown one is any engine's to judge"
+        assert not {("whisper", False), ("sim", True)} & seen
 
 
 async def test_one_impossible_address_does_not_stop_the_others(build, tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_what_no_engine_reads_is_refused(body: bytes) -> None:
     assert caught.value.code == "invalid_json"
 
 
+def test_the_model_of_an_upload() -> None:
+    def part(name: str, value: bytes, more: str = "") -> bytes:
+        return f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + value + b"\r\n"
+
+    file = part("file", b"RIFF\0\xff" * 10_000, '; filename="model.wav"\r\nContent-Type: audio/wav')
+    model = part("model", "org/wh\u00efsper".encode())
+    for body in (model + file, file + model, part("prompt", b"x", "\r\nContent-Type: text/plain") + model):
+        parsed = parse_request("/v1/audio/transcriptions", body + b"--b--\r\n")
+        assert (parsed.form_model, parsed.model, parsed.size) == ("org/wh\u00efsper", None, 0)
+    for body in (file, part("models", b"x"), part("model", b""), b"--", b"", model[3:]):
+        assert parse_request("/v1/audio/transcriptions", body).form_model is None
+
+
 @pytest.mark.parametrize("path", ["/v1/%63hat/completions", "/v1/chat%2Fcompletions?x", "/v1/chat/completions/"])
 def test_a_path_is_read_as_engines_read_it(path: str) -> None:
     assert endpoint_of(path) is Endpoint.CHAT
