@@ -190,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _take_head(self, data: bytes) -> None:
         self._buffer = data = self._buffer + data if self._buffer else data
         end = data.find(b"\r\n\r\n")
-        while end >= 0:
+        while 0 <= end <= self._pool.limits.max_head_bytes:
             end += 4
             try:
                 head = parse_head(data[:end], self._method)
@@ -205,6 +205,8 @@ class UpstreamConnection(asyncio.Protocol):
             end = data.find(b"\r\n\r\n")
         if len(data) > self._pool.limits.max_head_bytes:
             self._fail(BadResponse(f"{self.origin}: header block over {self._pool.limits.max_head_bytes} bytes"))
+        elif b"\n\n" in data:  # its end would be waited for in vain
+            self._fail(BadResponse(f"{self.origin}: header lines that don't end in CRLF"))
 
     def _begin_body(self, head: ResponseHead, data: bytes) -> None:
         self._head = head

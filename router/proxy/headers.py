@@ -68,7 +68,8 @@ def request_head(request: Request, origin: Origin, extra: Headers, rules: Header
     parts = [b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.target)]
     parts += [b"%b: %b\r\n" % header for header in headers]
     if b"host" in rules.dropped or b"host" in replaced or b"host" not in request.names:
-        parts.append(b"host: %b:%d\r\n" % (origin.host.encode("idna"), origin.port))
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        parts.append(b"host: %b:%d\r\n" % (host.encode("idna"), origin.port))
     if request.chunked and b"content-length" not in rules.dropped and b"content-length" not in replaced:
         parts.append(b"content-length: %d\r\n" % len(request.body))
     parts += [b"%b: %b\r\n" % header for header in (*rules.added, *extra)]

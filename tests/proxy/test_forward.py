@@ -15,7 +15,9 @@ from support.ports import refusing_port
 
 from router.http.framing import LAST_CHUNK, ChunkScanner, chunk
 from router.http.limits import Limits, UpstreamLimits
+from router.http.message import Request
 from router.http.upstream import Origin
+from router.proxy.headers import request_head
 from router.proxy.retry import RetryPolicy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Engine: e\r\n\r\nok"
@@ -28,6 +30,17 @@ USAGE = (
 
 async def ok(raw, request, number):
     await raw.send(OK)
+
+
+def test_an_address_in_the_host_header_is_in_brackets():
+    """Of a client that sent none."""
+    request = Request("GET", b"/", [], version="1.0")
+    for host, told in (
+        ("fd00::1", b"[fd00::1]:8000"),
+        ("10.0.0.7", b"10.0.0.7:8000"),
+        ("b\u00fccher.x", b"xn--bcher-kva.x:8000"),
+    ):
+        assert b"\r\nhost: %b\r\n" % told in request_head(request, Origin(host, 8000), [])
 
 
 def body_of(answer: bytes) -> bytes:
@@ -138,7 +151,19 @@ async def busy(raw, request, number):
     await raw.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
 
 
-@pytest.mark.parametrize("fault", [hang, kill_before_head, kill_in_head, kill_before_body, not_http, busy])
+async def bare_line_feeds(raw, request, number):
+    await raw.send(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok")
+    await raw.gone()
+
+
+async def long_head_at_once(raw, request, number):
+    await raw.send(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 70_000 + b"\r\nContent-Length: 2\r\n\r\nok")
+
+
+FAULTS = [hang, kill_before_head, kill_in_head, kill_before_body, not_http, busy, bare_line_feeds, long_head_at_once]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_failover_before_the_first_byte(upstream, route, fault):
     bad, good = await upstream(fault), await upstream(ok)
     router = await route(bad, good, limits=UpstreamLimits(first_byte_timeout_s=1 if fault is hang else 300))
