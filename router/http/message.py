@@ -297,7 +297,8 @@ class RequestParser:
         self.in_body = True
         if upgrade and (length or chunked) and self._parser.should_upgrade():
             told = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % length
-            self._withheld = b"POST / HTTP/1.1\r\n%b\r\n\r\n" % told
+            last = b"" if self._keep_alive else b"Connection: close\r\n"
+            self._withheld = b"POST / HTTP/1.1\r\n%b\r\n%b\r\n" % (told, last)
         if expect and (length or chunked):
             self._on_continue()
 

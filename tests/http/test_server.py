@@ -177,10 +177,11 @@ async def test_a_request_with_an_upgrade_keeps_its_body(start: Start, framing: s
     framed = b"%x\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(inner), inner) if framing == "chunked" else inner
     told = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: %d" % len(inner)
     data = (
-        b"POST /offer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
-        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n%b\r\n\r\n%b" % (told, framed)
+        b"POST /offer HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings%b\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n%b\r\n\r\n%b"
     )
-    data += b"POST /next HTTP/1.1\r\nContent-Length: 2\r\n" + CLOSE + b"\r\nhi"
+    data = data % (b"", told, framed) + data % (b", close", told, framed)
+    data += b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n" if whole else b""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     for piece in [data] if whole else [data[n : n + 1] for n in range(len(data))]:
         writer.write(piece)
@@ -189,8 +190,7 @@ async def test_a_request_with_an_upgrade_keeps_its_body(start: Start, framing: s
     async with asyncio.timeout(5):
         answer = await reader.read()
     writer.close()
-    assert answer.count(b"HTTP/1.1 200") == 2, answer
-    assert b"POST b'/offer' " + inner in answer and answer.endswith(b"POST b'/next' hi")
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"POST b'/offer' " + inner) == 2, answer
 
 
 async def test_client_that_leaves_cancels_the_handler(start: Start) -> None:
