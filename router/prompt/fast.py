@@ -1,6 +1,6 @@
 """`tiktoken` in the place of `tokenizers`, where both were seen to give the same ids: it is smaller and faster.
 
-Asked for: a byte-level BPE with one of the known split patterns, and added tokens that are all matched literally. Shown
+Asked for: a byte-level BPE with split patterns that are known, and added tokens that are all matched literally. Shown
 when a model is loaded: every merged token of the vocabulary comes out as itself (`tiktoken` takes a whole word from
 its table, `tokenizers` builds it from merges), and a corpus of odd texts is encoded equally. Text with characters
 whose class may differ between the two libraries' Unicode tables is split by `tokenizers`, and each word encoded by
@@ -10,6 +10,7 @@ whose class may differ between the two libraries' Unicode tables is split by `to
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from router.blocks import pack
-from router.prompt.shapes import CL100K, O200K, QWEN, matcher, parts, shape_of
-from router.prompt.stable import stable
+from router.prompt.shapes import CL100K, DEEPSEEK, O200K, QWEN, matcher, parts, shape_of
+from router.prompt.stable import numbers, printed, stable
 
 _CORPUS = (
     "def f(x: int) -> str:\n    return f'{x:>8}'  # it's, WE'LL, they'VE\r\n\r\n\t\tclass ABCdef_9: pass\n",
@@ -34,20 +35,47 @@ _CORPUS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Splits:
+    """How a text is split into words: `apart` stands on its own, the rest is split by `pattern`.
+
+    Only a text that `settled` matches: others `tokenizers` splits.
+    """
+
+    pattern: str
+    apart: re.Pattern[str] | None
+    settled: re.Pattern[str]
+
+
+def _splits_of(tokenizer: Tokenizer) -> Splits | None:
+    """None if no other library is known to split in the same way."""
+    if tokenizer.pre_tokenizer is None:
+        return None
+    members = parts(json.loads(tokenizer.pre_tokenizer.__getstate__()), "pretokenizers")[:-1]
+    patterns = tuple(member.get("pattern", {}).get("Regex") for member in members)
+    if patterns in ((CL100K,), (QWEN,), (O200K,)):
+        return Splits(patterns[0], None, stable())
+    if patterns == DEEPSEEK:
+        # Numbers first, then these letters, which are no numbers: one pattern. What the third pattern does not match is
+        # neither letter, mark, number, punctuation, symbol nor white space: `printed` has none of it.
+        return Splits(DEEPSEEK[2], re.compile(f"[{numbers()}]{{1,3}}|{DEEPSEEK[1]}"), printed())
+    return None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """What a FastEncoder is built from: read from a tokenizer, whose memory is free before the encoder's is taken.
 
     `words`: the spellings of all tokens, joined, `sizes[n]` bytes each; `ids[n]` is the token's id.
     """
 
-    pattern: str
+    splits: Splits
     words: bytes
     sizes: array[int]
     ids: array[int]
     added: dict[int, str]
     cuts: tuple[str, ...]
     normalizer: Any
-    splits: Any
+    splitter: Any
     expected: list[bytes]
 
 
@@ -56,14 +84,15 @@ class FastEncoder:
 
     def __init__(self, recipe: Recipe, encoding: Any) -> None:
         self._normalizer = recipe.normalizer
-        self._splits = recipe.splits
+        self._split = recipe.splitter.pre_tokenize_str
+        self._apart = None if recipe.splits.apart is None else recipe.splits.apart.finditer
+        self._settled = recipe.splits.settled.fullmatch
         self._special = matcher(recipe.cuts)
         self._packed = {content: pack((number,)) for number, content in recipe.added.items()}
         self._bytes = {number: _spelled(content) for number, content in recipe.added.items()}
         self._encode = encoding.encode_ordinary
         self._encode_word = encoding._encode_single_piece
         self._decode = encoding.decode_single_token_bytes
-        self._stable = stable().fullmatch
 
     def encode(self, pieces: Sequence[str]) -> list[bytes]:
         return [self._piece(piece) for piece in pieces]
@@ -78,15 +107,31 @@ class FastEncoder:
         if special is not None:
             head = self._packed[special.group()]
             piece = piece[special.end() :]
-        if piece.isascii():
-            return head + pack(self._encode(piece))
-        if self._normalizer is not None:
+        if self._normalizer is not None and not piece.isascii():
             piece = self._normalizer.normalize_str(piece)
-        return head + pack(self._encode(piece) if self._stable(piece) else self._by_words(piece))
+        if self._apart is None:
+            ids = self._encode(piece) if piece.isascii() or self._settled(piece) else self._by_words(piece)
+        else:
+            ids = self._by_runs(piece) if self._settled(piece) else self._by_words(piece)
+        return head + pack(ids)
+
+    def _by_runs(self, piece: str) -> list[int]:
+        assert self._apart is not None
+        encode, encode_word = self._encode, self._encode_word
+        ids: list[int] = []
+        at = 0
+        for run in self._apart(piece):
+            begin, end = run.span()
+            if begin > at:
+                ids += encode(piece[at:begin])
+            ids += encode_word(piece[begin:end])
+            at = end
+        ids += encode(piece[at:])
+        return ids
 
     def _by_words(self, piece: str) -> list[int]:
         encode, ids = self._encode_word, []
-        for _, (begin, end) in self._splits.pre_tokenize_str(piece):
+        for _, (begin, end) in self._split(piece):
             ids += encode(piece[begin:end])
         return ids
 
@@ -110,9 +155,9 @@ def recipe_of(tokenizer: Tokenizer) -> Recipe | None:
     except ImportError:
         return None
     shape = shape_of(tokenizer)
-    pattern = _pattern(tokenizer)
+    splits = _splits_of(tokenizer)
     added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
-    if pattern is None or not shape.line_safe or len(shape.cuts) != len(added):
+    if splits is None or not shape.line_safe or len(shape.cuts) != len(added):
         return None
     if not isinstance(tokenizer.decoder, decoders.ByteLevel):
         return None
@@ -121,7 +166,7 @@ def recipe_of(tokenizer: Tokenizer) -> Recipe | None:
         return None
     expected = tokenizer.encode_batch(_pieces(shape.cuts), add_special_tokens=False)
     return Recipe(
-        pattern,
+        splits,
         b"".join(table),
         array("I", map(len, table)),
         array("I", table.values()),
@@ -140,7 +185,7 @@ def build(recipe: Recipe) -> FastEncoder | None:
     begins = accumulate(recipe.sizes, initial=0)
     sized = zip(begins, recipe.sizes, recipe.ids, strict=False)
     ranks = {recipe.words[begin : begin + size]: number for begin, size, number in sized}
-    encoding = tiktoken.Encoding("router", pat_str=recipe.pattern, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("router", pat_str=recipe.splits.pattern, mergeable_ranks=ranks, special_tokens={})
     ranks.clear()  # the encoding keeps the dict, but encodes from a table of its own: 25 MB for 150,000 tokens
     encoder = FastEncoder(recipe, encoding)
     return encoder if encoder.encode(_pieces(recipe.cuts)) == recipe.expected else None
@@ -165,14 +210,6 @@ def _spelled(content: str) -> bytes:
         return bytes(map(alphabet.__getitem__, content))
     except KeyError:
         return content.encode()
-
-
-def _pattern(tokenizer: Tokenizer) -> str | None:
-    if tokenizer.pre_tokenizer is None:
-        return None
-    members = parts(json.loads(tokenizer.pre_tokenizer.__getstate__()), "pretokenizers")
-    pattern = members[0].get("pattern", {}).get("Regex") if len(members) == 2 else None
-    return pattern if pattern in (CL100K, QWEN, O200K) else None
 
 
 def _alphabet() -> dict[str, int]:

@@ -35,14 +35,14 @@ O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTIONS}?|"
     rf"\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-_DEEPSEEK = (
+DEEPSEEK = (
     r"\p{N}{1,3}",
     "[一-龥\u3040-ゟ゠-ヿ]+",
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
     " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 )
 # The only split patterns for which the cut between lines was proven; in the order of a tokenizer file's Splits.
-_LINE_SAFE: frozenset[tuple[str, ...]] = frozenset({(CL100K,), (QWEN,), (O200K,), _DEEPSEEK})
+_LINE_SAFE: frozenset[tuple[str, ...]] = frozenset({(CL100K,), (QWEN,), (O200K,), DEEPSEEK})
 
 
 @dataclass(frozen=True, slots=True)

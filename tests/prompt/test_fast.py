@@ -13,13 +13,14 @@ from tokenizers import Tokenizer
 
 from router.blocks import pack
 from router.prompt.fast import FastEncoder, build, recipe_of
-from router.prompt.stable import stable
+from router.prompt.stable import printed, stable
 
 pytest.importorskip("tiktoken", reason="tiktoken is not installed; run: pip install 'tiktoken>=0.9'")
 
-KNOWN = {"qwen3": True, "llama3_1": True, "gptoss": True, "deepseek_v3": False, "llama2": False}
+KNOWN = {"qwen3": True, "llama3_1": True, "gptoss": True, "deepseek_v3": True, "llama2": False}
 WORDS = ["'s", "'LL", "x", "The", " the", "  ", "\n", "\r\n", "\n\n", "123", "4567", "é", "e\u0301", "世界", "!", "//"]
 WORDS += ["\u017f", "'\u017f", "\u1e9e", "🎉", "\u00a0", "\x85", "\u3000", "ÀB", "\u2028", "_", "ひ", "가", "İ", "ǅ"]
+WORDS += ["1", "٣", "Ⅻ", "世界ー、ゝ゛", "\u3099", "\x00\x00", "\ufeff", "+=", "x=1", " \t", "`a", "\x1c"]
 WORDS += ["﷽", "\u0870", "\ua7cb", "\U0001e2f1", "👩\u200d👧", "│", "→", "\u180e", "<|im_end|>", "<|eot_id|>"]
 texts = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_size=40).map("".join)
 
@@ -81,6 +82,8 @@ def test_every_stable_character(real_directory: Path) -> None:
         return
     settled = [chr(i) for i in range(0x30000) if stable().fullmatch(chr(i))]
     assert len(settled) > 100_000
+    assert {one for one in settled if printed().fullmatch(one)} > set("aé✅→│🚀世ひ가½\u2028 \n")
+    assert not any(printed().fullmatch(one) for one in "\0\u200d\ufeff\ue000\u017f")
     assert all(stable().fullmatch(one) for one in "é✅→│🚀\u200d世ひ가½\u2028") and not stable().fullmatch("\u017f")
     for form in ("a{0}B", "'{0} 1{0}2\n{0}!{0} {0}\n"):
         pieces = [form.format(one) for one in settled]
