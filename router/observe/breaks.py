@@ -68,6 +68,9 @@ class BreakClass(StrEnum):
     """Another conversation under the same key; nothing was lost."""
 
 
+_UNPRINTABLE = re.compile("[^!-:<-~]")
+
+
 class Relation(StrEnum):
     """What a request is to one before it."""
 
@@ -103,15 +106,16 @@ class Break:
     tokens_lost: int = 0
 
     def header(self) -> str:
-        """The response header's value: everything but the excerpts."""
+        """The response header's value: everything but the excerpts. Clients name roles, tools and arguments: of these
+        stay the first 100 characters, and `?` for each that could not stand in a header line."""
         parts: list[str] = [self.kind]
-        for name, value in (("message", self.message), ("role", self.role), ("field", self.field.replace(" ", "."))):
+        for name, value in (("message", self.message), ("role", self.role), ("field", self.field)):
             if value not in (None, ""):
-                parts.append(f"{name}={value}")
+                parts.append(f"{name}={_UNPRINTABLE.sub('?', str(value)[:100].replace(' ', '.'))}")
         if self.offset is not None:
             parts.append(f"offset={self.offset}")
         parts.append(f"lost={self.tokens_lost}")
-        return "; ".join(parts).encode("ascii", "replace").decode()
+        return "; ".join(parts)
 
     def told(self) -> dict[str, Any]:
         """As JSON."""

@@ -104,6 +104,21 @@ async def test_text_is_shown_only_where_it_is_allowed(build) -> None:
         assert ("Howdy" in everything) is allowed
 
 
+EVIL = "a\r\nx-evil: 1\r\n\r\n" + "b" * 5000
+
+
+@pytest.mark.parametrize("change", ["changed", "removed"])
+async def test_what_a_client_named_adds_no_line_to_the_answers_head(build, change: str) -> None:
+    system = await build(replicas=1)
+    history = [{"role": "user", "content": "hello " * 50}, {"role": "assistant", "content": "ok " * 50}]
+    for tools in ([1], [2] if change == "changed" else []):
+        made = [{"type": "function", "function": {"name": EVIL, "parameters": {"a": n}}} for n in tools]
+        told = await send(system, {"messages": history, "tools": made}, **{"x-session-id": "s"})
+        assert "x-evil" not in told
+    assert "field=tools[0].a" in told["x-prefix-router-break"]
+    assert len(told["x-prefix-router-break"]) < 300
+
+
 async def test_branches_and_retries_are_no_breaks(build) -> None:
     system = await build()
     headers = {"x-session-id": "agent-1"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from observe.mutations import MUTATIONS, Body, anthropic, body, sessions
 
-from router.observe.breaks import Comparison, Relation, compare
+from router.observe.breaks import Break, BreakClass, Comparison, Relation, compare
 from router.observe.digest import Digester
 from router.prompt.requests import ApiRequest, parse_request
 
@@ -112,6 +112,14 @@ def test_no_false_breaks(path: str) -> None:
                 assert (found.relation, found.broken) == (expected, None), (session["session_id"], step)
                 seen[found.relation] += 1
     assert all(seen[relation] > 50 for relation in list(Relation)[1:5])
+
+
+def test_the_header_is_one_short_line_whatever_clients_call_things() -> None:
+    evil = "a\r\nx-evil: 1\u2028\x00\x7f" + "\u00e9" * 5000
+    told = Break(BreakClass.TOOLS, 3, evil, f"tools[1] {evil}", 7).header()
+    assert told.isascii() and told.isprintable() and len(told) < 300
+    assert told.startswith("changed_tools; message=3; role=a??x-evil:.1") and "; offset=7; lost=0" in told
+    assert Break(BreakClass.TOOLS, None, "tools", "tools[0] read_file.a", 0).header().count("read_file.a;") == 1
 
 
 def test_other_sessions_are_unrelated() -> None:
