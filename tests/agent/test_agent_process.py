@@ -16,6 +16,7 @@ import pytest
 from support.dp_engine import DataParallelEngine
 from support.ports import free_port
 from support.redis_server import BINARIES, Server
+from support.waiting import PATIENCE_S
 
 from replica.simulator.config import ReplicaConfig
 from replica.simulator.fleet import SimulatedReplica
@@ -98,7 +99,7 @@ class Site:
         members = await self.store.execute("SMEMBERS", self.layout.reverse(Tier.DEVICE, record.slot))
         return {int.from_bytes(member, "little") for member in members}
 
-    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 15) -> None:
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, seconds: float = PATIENCE_S) -> None:
         try:
             async with asyncio.timeout(seconds):
                 while not await condition():
@@ -201,7 +202,7 @@ async def test_every_data_parallel_rank_is_a_replica_of_its_own(site: Site, told
     for number, rank in enumerate(engine.ranks):
         await site.exact(rank, f"rank {number} after the restart of rank 1", f"a/dp{number}")
     agent.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(agent.wait(), 10) == 0
+    assert await asyncio.wait_for(agent.wait(), PATIENCE_S) == 0
     assert (await site.registry.refresh()).incarnations == (), "every rank's lease is given back"
 
 
@@ -279,7 +280,7 @@ async def test_sigterm_gives_the_lease_back(site: Site) -> None:
     agent = await site.agent(replica, "--lease-s", "60")
     await site.exact(replica, "the engine's blocks")
     agent.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(agent.wait(), 10) == 0
+    assert await asyncio.wait_for(agent.wait(), PATIENCE_S) == 0
     assert (await site.registry.refresh()).incarnations == ()
 
 
@@ -303,7 +304,7 @@ async def test_of_two_agents_with_one_id_the_newer_goes_on(site: Site) -> None:
     older = await site.agent(replica)
     await site.exact(replica, "the engine's blocks")
     newer = await site.agent(replica)
-    assert await asyncio.wait_for(older.wait(), 20) == 3
+    assert await asyncio.wait_for(older.wait(), PATIENCE_S) == 3
     assert "newer agent has claimed this replica" in (site.logs / "agent1").read_text()
     await site.ask(replica, 5, seed=2)
     await site.exact(replica, "what the newer agent publishes")

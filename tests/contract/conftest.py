@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 from support.redis_server import BINARIES, Server
+from support.waiting import PATIENCE_S
 
 from router.index.memory import MemoryIndex
 from router.index.redis.connect import connect
@@ -39,7 +40,7 @@ class LoopThread:
         self._thread.start()
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=PATIENCE_S)
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

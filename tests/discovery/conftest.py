@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from support.kubernetes_api import ApiServer, failure, opened
+from support.waiting import PATIENCE_S
 
 from router.fleet.discovery import Endpoint, Source
 from router.fleet.discovery.cluster import Cluster
 
 ROLE = Path(__file__).resolve().parents[2] / "helm" / "prefix-router" / "files" / "role-rules.yaml"
-TIMEOUT_S = 10.0
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class Reports:
         return {endpoint.id: endpoint for endpoint in self.all[-1]} if self.all else {}
 
     async def until(self, wanted: Callable[[dict[str, Endpoint]], bool]) -> dict[str, Endpoint]:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not self.all or not wanted(self.now):
                 self._news.clear()
                 done = [task for task in self._tasks if task.done()]

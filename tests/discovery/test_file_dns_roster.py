@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.waiting import PATIENCE_S
 
 from router.fleet.discovery import DnsSource, Endpoint, EventPorts, FileSource, Roster
 from router.fleet.discovery.file import parse
 
 
 async def problem(source: Any, text: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while text not in source.problem or (not text and source.problem):
             await asyncio.sleep(0.005)
 

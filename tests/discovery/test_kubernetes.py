@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support.kubernetes_api import granted
+from support.waiting import PATIENCE_S
 
 from router.fleet.discovery import EventPorts, KubernetesSource
 from router.fleet.discovery.cluster import Cluster
@@ -204,7 +205,7 @@ async def test_streams_that_break_go_on_where_they_were(
     api.watches += [cut_mid_event, hang_up, nonsense, note]
     reports.start(source)
     await reports.names("p0", "p1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not asked:
             await asyncio.sleep(0.01)
     assert asked == ["4000"]
@@ -225,7 +226,7 @@ async def test_bookmarks_move_the_version(api: Any, source: KubernetesSource, re
     api.watches.append(bookmark_then_end)
     reports.start(source)
     await reports.names("p0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while sum(verb == "watch" for verb, _, _ in api.calls) < 2:
             await asyncio.sleep(0.01)
     assert [query["resourceVersion"] for verb, query, _ in api.calls if verb == "watch"][1] == "555"
@@ -290,7 +291,7 @@ async def test_an_outage_keeps_the_fleet_and_says_so(
     api.lists += [api._list, storm, storm]
     reports.start(source)
     await reports.names("p0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while "leader changed" not in source.problem:
             await asyncio.sleep(0.005)
         while api.watches:
@@ -304,7 +305,7 @@ async def test_the_token_is_read_again(api: Any, source: KubernetesSource, repor
     api.put(slice_of("a", pod("p0", "10.0.0.1")))
     api.token = "second"
     reports.start(source)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while "401" not in source.problem:
             await asyncio.sleep(0.005)
     (tmp_path / "token").write_text("second")
@@ -314,7 +315,7 @@ async def test_the_token_is_read_again(api: Any, source: KubernetesSource, repor
 async def test_a_missing_role_is_named(api: Any, source: KubernetesSource, reports: Any) -> None:
     api.rules = []
     reports.start(source)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while "403" not in source.problem:
             await asyncio.sleep(0.005)
     assert "list and watch on endpointslices (discovery.k8s.io)" in source.problem
@@ -327,7 +328,7 @@ async def test_each_right_of_the_role_is_needed(api: Any, source: KubernetesSour
     for rule in api.rules:
         rule["verbs"].remove(verb)
     reports.start(source)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while f"cannot {verb} endpointslices" not in source.problem:
             await asyncio.sleep(0.005)
 
@@ -335,7 +336,7 @@ async def test_each_right_of_the_role_is_needed(api: Any, source: KubernetesSour
 async def test_a_role_in_another_namespace_is_not_enough(api: Any, source: KubernetesSource, reports: Any) -> None:
     api.namespace = "elsewhere"
     reports.start(source)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while "403" not in source.problem:
             await asyncio.sleep(0.005)
 
@@ -395,6 +396,6 @@ async def test_outside_a_cluster_is_a_problem_not_a_crash(reports: Any) -> None:
 
     source = KubernetesSource(service="vllm", cluster=nowhere, first_pause_s=0.01, longest_pause_s=0.01)
     reports.start(source)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while source.problem != "not in a Kubernetes pod":
             await asyncio.sleep(0.005)

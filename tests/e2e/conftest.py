@@ -65,6 +65,17 @@ class Stack:
                     f"events of {name} applied: {self.app.feeds.status()[name]}, next {simulated.next_seq}",
                 )
 
+    def replays(self, index: int) -> int:
+        """How often the replica's events were asked for from the start: with each connection to it, at least."""
+        return int(self.app.feeds.status()[self.replica(index).id]["replays"])
+
+    async def restart(self, index: int) -> None:
+        """Restart a replica; return when its reader has noticed. Until then it says what it knows of the old one."""
+        before = self.replays(index)
+        await self.fleet[index].restart()
+        await until(lambda: self.replays(index) > before, f"the restart of replica {index} is noticed")
+        await self.settled(index)
+
     async def idle(self) -> None:
         """Nothing is under way anywhere, in the router's books and on the replicas."""
         await until(lambda: all(s.in_flight == 0 and s.used_blocks == 0 for s in self.fleet), "replicas idle")

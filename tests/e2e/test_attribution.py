@@ -34,6 +34,9 @@ class SharedStack(Stack):
         super().__init__(shared.fleet, app, shared.session)
         self.shared = shared
 
+    def replays(self, index: int) -> int:
+        return self.shared.publications[index].subscriber.status.replays
+
     async def settled(self, index: int | None = None) -> None:
         for at, (simulated, publication) in enumerate(zip(self.fleet, self.shared.publications, strict=True)):
             if index in (None, at):
@@ -204,7 +207,7 @@ async def agrees(system: Stack, policy: str, faults: bool, requests: int, capsys
         if happening < 0.03:
             await system.idle()
             truth.note()
-            await system.fleet[at].restart()
+            await system.restart(at)
             truth.note("replica_gone")
             truth.blind.discard(at)
             await recovered(system, truth)

@@ -162,10 +162,10 @@ async def test_it_outlives_the_routers_restart(page: Page, tmp_path: Path) -> No
             assert before in await page.get("document.body.innerText")
             router.log = ""
             await router.start()
+            await page.until("document.querySelector('#news').innerText.includes('restarted')")  # said for 8 s
             await router.up(client, 1)
             await page.until("document.querySelector('#state').dataset.state === 'ready'")
             assert not await page.get("document.body.classList.contains('away')")
-            assert "restarted" in await page.get("document.querySelector('#news').innerText")
             after = receipt(await send(router.url, body(SESSION, 1)), "request")
             await row(page, after)
             rows = "[...document.querySelectorAll('#chart-table tbody tr')]"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from support.certificates import Authority
 from support.router_process import RouterProcess, router_process
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 
 from replica.simulator.config import ReplicaConfig
 from replica.simulator.fleet import SimulatedFleet
@@ -187,7 +187,7 @@ async def test_certificates_are_renewed_without_a_gap(fleet, client, tmp_path: P
 async def test_sigterm_turns_readiness_off_closes_idle_connections_and_finishes_streams(
     fleet, client, tmp_path: Path
 ) -> None:
-    settings = {"replicas": replicas(fleet, 0), "shutdown": {"grace_s": 20, "delay_s": 1.0}}
+    settings = {"replicas": replicas(fleet, 0), "shutdown": {"grace_s": 60, "delay_s": 3.0}}
     async with router_process(tmp_path, settings) as router:
         await router.up(client, 1)
         host, port = router.url.removeprefix("http://").split(":")
@@ -214,7 +214,7 @@ async def test_sigterm_turns_readiness_off_closes_idle_connections_and_finishes_
             writer.close()
             return False
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await refused():
                 await asyncio.sleep(0.01)
         assert not router.ended, "it waits for the stream"

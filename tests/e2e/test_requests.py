@@ -9,6 +9,7 @@ import socket
 
 import openai
 import pytest
+from support.waiting import until
 
 from router.fleet.replica import Health
 from router.routing.policies import POLICIES
@@ -55,9 +56,7 @@ async def test_a_burst_with_one_prefix_stays_together_before_any_event_arrives(b
     system.app.placement.clock = lambda: 1000.0  # a burst also where a busy machine takes long to read it
     burst = [asyncio.create_task(system.chat([shared, user(f"question {n}")])) for n in range(4)]
     homes: set[str] = set()
-    async with asyncio.timeout(20):
-        while sum(r.load.running for r in system.app.fleet) < 4:
-            await asyncio.sleep(0.005)
+    await until(lambda: sum(r.load.running for r in system.app.fleet) == 4, "all four run")
     for simulated in system.fleet:
         simulated.clear_faults()
     for headers, _ in await asyncio.gather(*burst):

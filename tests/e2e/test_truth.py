@@ -97,7 +97,7 @@ async def test_after_any_history(build, operations) -> None:
                 await _complete(system, seed, 4, cache_salt=f"tenant {seed % 2}")
             case ("restart", at):
                 await system.idle()
-                await system.fleet[at].restart()
+                await system.restart(at)
                 await system.up()
                 lost.discard(at)
             case ("reset", at):

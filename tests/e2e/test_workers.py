@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from e2e.test_state import StatefulEngine
 from support.redis_server import BINARIES, Server
 from support.router_process import RouterProcess, router_process
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 
 from replica.simulator.config import ReplicaConfig
 from replica.simulator.fleet import SimulatedFleet
@@ -82,6 +82,26 @@ async def total(router: RouterProcess, client: aiohttp.ClientSession, name: str)
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(name + r"[ {]", line))
 
 
+async def becomes(ask: Callable[[], Awaitable[Any]], value: Any) -> None:
+    """What is asked for is `value` at last: a client may have its answer before the worker has counted it."""
+    found = None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while (found := await ask()) != value:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{found}, not {value}") from None
+
+
+def clients_of(worker: int, router: RouterProcess) -> int:
+    """How many clients' connections a worker has taken."""
+    port = int(router.url.rsplit(":", 1)[1])
+    open_files = [str(file.readlink()) for file in Path(f"/proc/{worker}/fd").iterdir()]
+    rows = [line.split() for line in Path(f"/proc/{worker}/net/tcp").read_text().splitlines()[1:]]
+    established = [row for row in rows if row[3] == "01" and int(row[1].split(":")[1], 16) == port]
+    return sum(f"socket:[{row[9]}]" in open_files for row in established)
+
+
 async def test_metrics_and_records_are_those_of_all_workers(fleet, client, tmp_path: Path) -> None:
     async with router_process(tmp_path, settings(fleet)) as router:
         await router.up(client, 2)
@@ -89,6 +109,11 @@ async def test_metrics_and_records_are_those_of_all_workers(fleet, client, tmp_p
         named = {"x-session-id": "agent-7"}
         answers = await asyncio.gather(*(chat(router, client, **named) for _ in range(60)))
         assert Counter(status for status, _, _ in answers) == {200: 60}
+
+        async def recorded() -> int:
+            return len({record["id"] for record in (await admin(router, client, "/requests?limit=500"))["requests"]})
+
+        await becomes(recorded, 60)
         assert await total(router, client, "prefix_router_requests_total") == 60
         assert await total(router, client, "prefix_router_request_seconds_count") == 60
         assert await total(router, client, "prefix_router_replica_running") == 0
@@ -122,12 +147,12 @@ async def test_a_killed_worker_breaks_only_its_own_streams_and_comes_back(fleet,
         before = await admin(router, client, "/replicas")
         assert sum(replica["running"] for replica in before["replicas"]) == 30
         victim = children(router)[0]
+        left = 30 - clients_of(victim, router)
+        assert 0 < left < 30
         os.kill(victim, signal.SIGKILL)
         await router.said("is started again")
-        await until(lambda: sum(simulated.in_flight for simulated in fleet) < 30, "its streams are gone")
         # The others see that its work is gone, and go on.
-        left = sum(simulated.in_flight for simulated in fleet)
-        assert 0 < left < 30
+        await until(lambda: sum(simulated.in_flight for simulated in fleet) == left, "its streams are gone")
         for simulated in fleet:
             simulated.clear_faults()
         done = await asyncio.gather(*streams, return_exceptions=True)
@@ -142,7 +167,7 @@ async def test_a_killed_worker_breaks_only_its_own_streams_and_comes_back(fleet,
         answers = await asyncio.gather(*(chat(router, client) for _ in range(60)))
         assert Counter(status for status, _, _ in answers) == {200: 60}
         assert await total(router, client, "prefix_router_worker_restarts_total") == 1
-        assert await total(router, client, "prefix_router_replica_running") == 0
+        await becomes(lambda: total(router, client, "prefix_router_replica_running"), 0)
         assert (await admin(router, client, "/ready"))["workers_up"] == WORKERS
 
 
@@ -152,11 +177,20 @@ async def test_work_of_siblings_is_seen(fleet, client, tmp_path: Path) -> None:
         await router.up(client, 2)
         for simulated in fleet:
             simulated.fault(paused=True)
+
+        async def would_go() -> set[str]:
+            """Where each worker would send one more: they are asked in turns."""
+            asked = [await admin(router, client, "/explain", "POST", json=BODY) for _ in range(WORKERS)]
+            return {told["decision"]["replica"] for told in asked}
+
         streams = []
         for count in range(1, 25):
             streams.append(asyncio.create_task(chat(router, client, content=f"{count:04} hello " * 20)))
             await until(lambda count=count: sum(s.in_flight for s in fleet) == count, "one more runs")
             assert abs(fleet[0].in_flight - fleet[1].in_flight) <= 1, "each worker counts the others' work"
+            if fleet[0].in_flight != fleet[1].in_flight:
+                idle = min(fleet, key=lambda simulated: simulated.in_flight).url.removeprefix("http://")
+                await becomes(would_go, {idle})  # a worker that waits for its core is told late
         for simulated in fleet:
             simulated.clear_faults()
         assert {status for status, _, _ in await asyncio.gather(*streams)} == {200}
@@ -216,7 +250,7 @@ async def test_workers_count_as_one_router_in_redis(fleet, client, tmp_path: Pat
                 simulated.fault(paused=True)
             streams = [asyncio.create_task(chat(router, client)) for _ in range(20)]
             await until(lambda: sum(simulated.in_flight for simulated in fleet) == 20, "20 streams run")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 for each in (second, router):  # a worker is no other router
                     while await total(each, client, "prefix_router_redis_routers") != 1:
                         await asyncio.sleep(0.05)
@@ -224,7 +258,7 @@ async def test_workers_count_as_one_router_in_redis(fleet, client, tmp_path: Pat
             try:
                 told = InFlightShare(store, Layout("default"), "a third", dict)
                 seen = 0
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE_S):
                     while seen != 20:
                         await told.exchange()
                         seen = sum(told.others(replica_id).requests for replica_id in replica_ids(fleet))
@@ -240,11 +274,11 @@ async def test_workers_count_as_one_router_in_redis(fleet, client, tmp_path: Pat
 
 
 async def all_refuse(router, client, fleet, running: int, **headers: str) -> None:
-    """Whichever worker is asked: six in a row. One that has not been told yet (50 ms, and longer where it has to wait
-    for its core) may let a request through."""
+    """Whichever worker is asked: 20 in a row, which would be chance once in 3,000 times if one of them did not. One
+    that has not been told yet (50 ms, and longer where it has to wait for its core) may let a request through."""
     in_flight = lambda: sum(s.in_flight for s in fleet)  # noqa: E731
     refused = let_through = 0
-    while refused < 6:
+    while refused < 20:
         asked = asyncio.create_task(chat(router, client, **headers))
         await until(lambda asked=asked: asked.done() or in_flight() > running, "it is refused or runs")
         if asked.done():
@@ -254,7 +288,7 @@ async def all_refuse(router, client, fleet, running: int, **headers: str) -> Non
             asked.cancel()
             await until(lambda: in_flight() == running, "it is gone")
             refused, let_through = 0, let_through + 1
-            assert let_through <= 2, "each worker has been told by now"
+            assert let_through <= 12, "each worker has been told by now"
 
 
 async def test_limits_of_a_key_hold_over_all_workers(fleet, client, tmp_path: Path, monkeypatch) -> None:
@@ -276,13 +310,23 @@ async def test_limits_of_a_key_hold_over_all_workers(fleet, client, tmp_path: Pa
             streams.append(asyncio.create_task(chat(router, client, **few)))
             await until(lambda count=count: sum(s.in_flight for s in fleet) == count, "one more runs")
         await all_refuse(router, client, fleet, 5, **few)
-        os.kill(children(router)[0], signal.SIGKILL)
+        victim = children(router)[0]
+        left = 5 - clients_of(victim, router)
+        os.kill(victim, signal.SIGKILL)
         await router.said("is started again")
         running = lambda: sum(not stream.done() for stream in streams)  # noqa: E731
-        await until(lambda: sum(s.in_flight for s in fleet) == running(), "what the worker had is gone")
-        for count in range(running() + 1, 6):
-            streams.append(asyncio.create_task(chat(router, client, **few)))
-            await until(lambda count=count: sum(s.in_flight for s in fleet) == count, "its requests no longer count")
+        await until(lambda: sum(s.in_flight for s in fleet) == running() == left, "what the worker had is gone")
+        async with asyncio.timeout(PATIENCE_S):
+            while (count := running()) < 5:
+                asked = asyncio.create_task(chat(router, client, **few))
+                await until(
+                    lambda asked=asked, count=count: asked.done() or sum(s.in_flight for s in fleet) > count,
+                    "refused, or it runs",
+                )
+                if asked.done():
+                    assert (await asked)[0] == 429, "its requests count until the others have been told"
+                else:
+                    streams.append(asked)
         await all_refuse(router, client, fleet, 5, **few)
         for simulated in fleet:
             simulated.clear_faults()
@@ -290,9 +334,10 @@ async def test_limits_of_a_key_hold_over_all_workers(fleet, client, tmp_path: Pa
         assert [status for status, _, _ in answered] == [200] * 5
         await router.said("serves again")
         began = time.monotonic()
-        slow = [(await chat(router, client, authorization="Bearer key-slow"))[0] for _ in range(20)]
+        slow = [(await chat(router, client, authorization="Bearer key-slow"))[0] for _ in range(40)]
         refilled = (time.monotonic() - began) / 6
-        assert slow[:10] == [200] * 10 and slow.count(200) <= 11 + refilled, "10 a minute, not 10 for each worker"
+        # A worker that has to wait for its core is told late of the last ones.
+        assert slow[:10] == [200] * 10 and slow.count(200) <= 14 + refilled, "10 a minute, not 10 for each worker"
         assert 429 in slow
         assert await total(router, client, "prefix_router_key_requests_total") >= slow.count(200)
 
@@ -347,7 +392,7 @@ async def test_a_reload_and_the_operators_wishes_reach_all_workers(fleet, client
 
 
 async def test_sigterm_drains_all_workers(fleet, client, tmp_path: Path) -> None:
-    async with router_process(tmp_path, settings(fleet, shutdown={"grace_s": 20, "delay_s": 0.5})) as router:
+    async with router_process(tmp_path, settings(fleet, shutdown={"grace_s": 60, "delay_s": 0.5})) as router:
         await router.up(client, 2)
         for simulated in fleet:
             simulated.fault(paused=True)
@@ -361,7 +406,7 @@ async def test_sigterm_drains_all_workers(fleet, client, tmp_path: Path) -> None
         async with client.get(router.admin_url + "/ready") as answer:
             assert answer.status == 503 and (await answer.json())["status"] == "draining"
         host, port = router.url.removeprefix("http://").split(":")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
                     _, writer = await asyncio.open_connection(host, int(port))
@@ -384,7 +429,7 @@ async def test_workers_end_with_their_supervisor(fleet, client, tmp_path: Path) 
         await router.up(client, 2)
         started = children(router)
         router.signal(signal.SIGKILL)
-        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "no worker is left alone", 30)
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "no worker is left alone")
 
 
 async def test_what_several_workers_can_not_do_is_said(fleet, client, tmp_path: Path) -> None:
@@ -422,6 +467,7 @@ async def test_a_key_reads_what_is_told_of_its_own_tenant_alone(
         red, blue = ({"authorization": f"Bearer key-{name}"} for name in ("red", "blue"))
         same = {"x-session-id": "agent", "x-request-id": "the-same-id"}
         seen = [(await chat(router, client, **key, **same))[1] for key in (red, red, blue)]
+        await becomes(lambda: total(router, client, "prefix_router_requests_total"), 3)
         steps = [headers["x-prefix-router-session"].split("; step=") for headers in seen]
         assert steps[0][0] == steps[1][0] != steps[2][0] and steps[2][1] == "1", "one name, two tenants, two sessions"
         for headers in seen:

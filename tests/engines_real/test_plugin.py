@@ -158,7 +158,7 @@ async def test_an_engine_that_publishes_by_itself(
                 sessions.remove(history)
         return total
 
-    await until(followed, "the engine is published", 30)
+    await until(followed, "the engine is published")
     record = next(iter(shared.registry.replicas()))
     assert record.meta is not None
     assert (record.meta.url, record.meta.model, record.meta.block_size) == (engine.url, "tiny", 32)
@@ -172,11 +172,11 @@ async def test_an_engine_that_publishes_by_itself(
     server.restart()  # empty
     await until(lambda: shared.mirror.status().bootstraps > bootstraps, "read anew")
     await until(lambda: index.replica_blocks("plugged") >= held, "all published again")
-    await until(followed, "and known", 10)
+    await until(followed, "and known")
     await exact_for(10, chance)
 
     engine.stop(signal.SIGTERM)
-    await until(lambda: not any(each.live for each in shared.registry.replicas()), "its lease is given back", 10)
+    await until(lambda: not any(each.live for each in shared.registry.replicas()), "its lease is given back")
     said = engine.log.read_text()
     assert "publishing KV events to Redis ended" not in said
     print(f"50 requests, {cached} cached tokens in the first 40; every prediction exact, without an agent")

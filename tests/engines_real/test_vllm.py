@@ -39,7 +39,7 @@ CACHE = Path(__file__).parents[2] / ".cache"
 PYTHON = CACHE / "vllm" / "bin" / "python"
 MODEL = CACHE / "tiny-model"
 START_S = 240
-EXACT_S = 5
+EXACT_S = 60
 WORDS = [
     "alpha",
     "beta",
@@ -121,7 +121,7 @@ class Engine:
         last = -1
         try:
             await socket.send_multipart(replay_request(max(0, known)))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(EXACT_S):
                 while (batch := parse_replay(await socket.recv_multipart())) is not None:
                     last = batch[0]
         finally:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiohttp import web
+from support import waiting
 
 from router.fleet.fleet import Fleet
 from router.fleet.prober import Prober
@@ -78,10 +79,8 @@ async def prober(joined: list[str]) -> AsyncIterator[Prober]:
     await prober.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
+async def until(condition: Callable[[], bool]) -> None:
+    await waiting.until(condition, "the prober has noticed")
 
 
 async def test_a_replica_joins_goes_down_and_comes_back(engine: Engine, prober: Prober, joined: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.redis_server import BINARIES, Server
+from support.waiting import PATIENCE_S
 
 from router.index.redis.connect import connect
 from router.index.redis.layout import Layout
@@ -67,7 +68,7 @@ def layout() -> Layout:
 def until() -> Callable[..., Awaitable[None]]:
     """Wait until a condition (plain or async) holds; AssertionError with its last value after `timeout_s`."""
 
-    async def wait(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    async def wait(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             value = condition()

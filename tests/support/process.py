@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from support.waiting import PATIENCE_S
+
 _LISTENS = re.compile(r"listening on https?://127\.0\.0\.1:(\d+)")
 _ADMIN = re.compile(r"metrics and status on http://127\.0\.0\.1:(\d+)")
 _REPLICA = re.compile(r"(http://127\.0\.0\.\d+:\d+)")
@@ -39,7 +41,7 @@ class Process:
             self.lines.append(line.decode(errors="replace").rstrip())
             del self.lines[:-2000]
 
-    async def find(self, pattern: re.Pattern[str], seconds: float = 60) -> str:
+    async def find(self, pattern: re.Pattern[str], seconds: float = PATIENCE_S) -> str:
         """The first group of the pattern in the output, waited for."""
         async with asyncio.timeout(seconds):
             while True:
@@ -70,7 +72,7 @@ class Process:
         if self.alive:
             self.send(number)
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_S):
                     await self._process.wait()
             except TimeoutError:
                 self._process.kill()

@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from support.waiting import PATIENCE_S
+
 
 def _valkey() -> str | None:
     try:
@@ -39,7 +41,7 @@ class Server:
             command += ["--port", "0"]
         with (self.folder / "log").open("ab") as out:
             self.process = subprocess.Popen([*command, *options], stdout=out, stderr=out)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while not self._accepts():
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "the server did not start"

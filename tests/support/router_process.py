@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import yaml
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 
 from replica.simulator.config import MODEL_DIR
 
@@ -51,7 +51,7 @@ class RouterProcess:
             stderr=asyncio.subprocess.PIPE, env={**os.environ, **self.environment},
         )  # fmt: skip
         self._reading = asyncio.create_task(self._read())
-        await until(lambda: self.ended or "metrics and status on" in self.log, "the router listens", 60)
+        await until(lambda: self.ended or "metrics and status on" in self.log, "the router listens")
         assert not self.ended, self.log
 
     async def _read(self) -> None:
@@ -86,7 +86,7 @@ class RouterProcess:
 
     async def up(self, client: aiohttp.ClientSession, count: int) -> None:
         """So many replicas are up."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 with contextlib.suppress(aiohttp.ClientError):
                     async with client.get(self.admin_url + "/ready") as answer:
@@ -101,7 +101,7 @@ class RouterProcess:
         if not self.ended:
             self.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 status = await self.process.wait()
         except TimeoutError:
             self.process.kill()

@@ -28,11 +28,17 @@ class Shared:
     """A simulated fleet with an agent each, one Redis, any number of routers."""
 
     def __init__(
-        self, fleet: SimulatedFleet, url: str, stack: AsyncExitStack, redis: dict[str, Any] | None = None
+        self,
+        fleet: SimulatedFleet,
+        url: str,
+        stack: AsyncExitStack,
+        redis: dict[str, Any] | None = None,
+        lease_s: float = 3.0,
     ) -> None:
         self.fleet = fleet
         self.url = url
         self.redis = {"timeout_s": 0.5, **(redis or {})}
+        self.lease_s = lease_s
         self.stack = stack
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
         self.agents: list[asyncio.Task[None]] = []
@@ -44,7 +50,7 @@ class Shared:
         info = await engine.inspect(self.session, simulated.url)
         publication = Publication(
             simulated.url.removeprefix("http://"), simulated.url, info, info.events[0], connect(self.url, **self.redis),
-            Layout("default"), model="sim", block_size=16, interval_s=0.05, lease_s=0.5,
+            Layout("default"), model="sim", block_size=16, interval_s=0.05, lease_s=self.lease_s,
         )  # fmt: skip
         self.agents.append(asyncio.create_task(publication.run(LoadReader(engine, self.session, simulated.url, 0.05))))
         self.publications.append(publication)
@@ -102,8 +108,8 @@ class Shared:
                 return False
         return True
 
-    async def exact(self, app: App, seconds: float = 5) -> None:
-        await until(lambda: self.knows_truth(app), "the mirror equals the replicas' caches", seconds)
+    async def exact(self, app: App) -> None:
+        await until(lambda: self.knows_truth(app), "the mirror equals the replicas' caches")
 
     async def close(self) -> None:
         for task in self.agents:
@@ -114,13 +120,16 @@ class Shared:
 
 @asynccontextmanager
 async def shared_system(
-    url: str, replicas: int = 2, *, redis: dict[str, Any] | None = None, **simulator: Any
+    url: str, replicas: int = 2, *, redis: dict[str, Any] | None = None, lease_s: float = 3.0, **simulator: Any
 ) -> AsyncIterator[Shared]:
-    """A fleet with its agents, which publish to the Redis at `url`; `redis` are settings of their connections."""
+    """A fleet with its agents, which publish to the Redis at `url`; `redis` are settings of their connections.
+
+    `lease_s`: of the agents. One that runs out makes its replica unknown for a moment, here too.
+    """
     async with AsyncExitStack() as stack:
         options = {"model": "sim", "timing": time_model("instant"), **simulator}
         fleet = await stack.enter_async_context(SimulatedFleet(replicas, ReplicaConfig(**options)))
-        system = Shared(fleet, url, stack, redis)
+        system = Shared(fleet, url, stack, redis, lease_s)
         stack.push_async_callback(system.close)
         for simulated in fleet:
             await system.agent(simulated)

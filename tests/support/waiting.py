@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+PATIENCE_S = 60.0
+"""How long a test waits for what is under way: a process that starts on a busy machine takes tens of seconds."""
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
     """Return once `condition` holds. AssertionError that says `what` after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
