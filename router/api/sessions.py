@@ -13,8 +13,6 @@ name; what groups many (a user, an OpenAI `prompt_cache_key`) is a hint, used by
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
-
 from router.http.message import Request
 from router.prompt.requests import ApiRequest
 
@@ -57,11 +55,8 @@ class Naming:
 
 
 def _cookie(request: Request, name: str) -> str | None:
-    told = request.header(b"cookie")
-    if not told:
-        return None
-    try:
-        morsel = SimpleCookie(told.decode("latin-1")).get(name)
-    except CookieError:
-        return None
-    return None if morsel is None else morsel.value
+    for part in (request.header(b"cookie") or b"").decode("latin-1").split(";"):
+        key, _, value = part.strip(" ").partition("=")
+        if key == name:
+            return value.strip('"') or None
+    return None

@@ -71,6 +71,12 @@ class BreakClass(StrEnum):
 _UNPRINTABLE = re.compile("[^!-:<-~]")
 
 
+def shown(name: str) -> str:
+    """What a client called a role, a tool or an argument, in header lines and logs: its first 100 characters, with `?`
+    for those that could end a line."""
+    return _UNPRINTABLE.sub("?", name[:100].replace(" ", "."))
+
+
 class Relation(StrEnum):
     """What a request is to one before it."""
 
@@ -106,12 +112,11 @@ class Break:
     tokens_lost: int = 0
 
     def header(self) -> str:
-        """The response header's value: everything but the excerpts. Clients name roles, tools and arguments: of these
-        stay the first 100 characters, and `?` for each that could not stand in a header line."""
+        """The response header's value: everything but the excerpts."""
         parts: list[str] = [self.kind]
         for name, value in (("message", self.message), ("role", self.role), ("field", self.field)):
             if value not in (None, ""):
-                parts.append(f"{name}={_UNPRINTABLE.sub('?', str(value)[:100].replace(' ', '.'))}")
+                parts.append(f"{name}={shown(str(value))}")
         if self.offset is not None:
             parts.append(f"offset={self.offset}")
         parts.append(f"lost={self.tokens_lost}")

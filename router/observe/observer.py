@@ -18,7 +18,7 @@ import msgspec
 from router.fleet.replica import Replica
 from router.http.errors import Headers
 from router.observe.attribution import Attribution, Facts, attribute
-from router.observe.breaks import Break, BreakClass
+from router.observe.breaks import Break, BreakClass, shown
 from router.observe.doubt import Doubt
 from router.observe.hot import HotPrefixes
 from router.observe.metrics import Metrics
@@ -304,7 +304,9 @@ class Observer:
         session, step, broken = seen.session, seen.step, seen.broken
         if session is None or step is None or broken is None or session.classes[broken.kind] != 1:
             return
-        where = broken.field if broken.message is None else f"message {broken.message} ({broken.role}), {broken.field}"
+        where = shown(broken.field)
+        if broken.message is not None:
+            where = f"message {broken.message} ({shown(broken.role)}), {where}"
         at = "" if broken.offset is None else f", character {broken.offset}: {broken.before!r} became {broken.after!r}"
         log.info(
             "prefix break in session %s, step %d: %s in %s%s; %d tokens can't be reused",

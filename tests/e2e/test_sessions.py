@@ -108,7 +108,8 @@ EVIL = "a\r\nx-evil: 1\r\n\r\n" + "b" * 5000
 
 
 @pytest.mark.parametrize("change", ["changed", "removed"])
-async def test_what_a_client_named_adds_no_line_to_the_answers_head(build, change: str) -> None:
+async def test_what_a_client_named_adds_no_line_to_the_answers_head_or_the_log(build, caplog, change: str) -> None:
+    caplog.set_level(logging.INFO)
     system = await build(replicas=1)
     history = [{"role": "user", "content": "hello " * 50}, {"role": "assistant", "content": "ok " * 50}]
     for tools in ([1], [2] if change == "changed" else []):
@@ -117,6 +118,8 @@ async def test_what_a_client_named_adds_no_line_to_the_answers_head(build, chang
         assert "x-evil" not in told
     assert "field=tools[0].a" in told["x-prefix-router-break"]
     assert len(told["x-prefix-router-break"]) < 300
+    logged = [line for line in caplog.messages if "prefix break in session" in line]
+    assert len(logged) == 1 and "tools[0].a??x-evil" in logged[0] and "\n" not in logged[0] and len(logged[0]) < 400
 
 
 async def test_branches_and_retries_are_no_breaks(build) -> None:
