@@ -102,6 +102,22 @@ MATRIX: dict[str, dict[str, Any]] = {
         "networkPolicy": {"agents": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}]},
         "test": {"apiKey": {"secretName": "mine"}, "clientSecretName": "mine-tls"},
     },
+    "sentinels": STATIC
+    | {
+        "redis": {
+            "external": {"url": "rediss+sentinel://s1:26379,s2:26379/main", "port": 26379, "caSecret": {"name": "ca"}}
+        }
+    },
+    "names that YAML takes for numbers": engine(
+        hubToken={"secretName": "007"}, cache={"kind": "existingClaim", "claimName": "1"}, priorityClassName="1"
+    )
+    | {
+        "engineApiKey": {"secretName": "12"},
+        "router": {"keys": {"secretName": "1e3"}, "adminToken": {"secretName": "5"}, "priorityClassName": "1"},
+        "redis": {"external": {"urlSecret": {"name": "9"}, "passwordSecret": {"name": "8"}}},
+        "test": {"apiKey": {"secretName": "7"}, "clientSecretName": "6"},
+        "serviceAccount": {"create": False, "name": "4"},
+    },
     "no events, no gpu": engine(gpus=0, events={"enabled": False}, agent={"enabled": False}),
     "placed router": STATIC
     | {
@@ -226,6 +242,12 @@ def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str,
         (STATIC | {"redis": {"external": {"url": "redis://a:1", "urlSecret": {"name": "a"}}}}, "choose one"),
         (STATIC | {"httpRoute": {"enabled": True}}, "parentRefs"),
         ({"engines": [*engine()["engines"], *engine()["engines"]]}, "given twice"),
+        (BUNDLED | engine(name="valkey"), "r-prefix-router-valkey is the name of something else"),
+        (engine(name="admin"), "r-prefix-router-admin is the name of something else"),
+        (
+            {"fullnameOverride": "f" * 40, "engines": [engine(name="a" * 29 + b)["engines"][0] for b in "bc"]},
+            "cut to 57 characters",
+        ),
         (engine(model={"servedName": "a"}), "model.id is required"),
         (engine(gpus=8, dataParallel=8, events={"port": 5557, "replayPort": 5558}), "at least dataParallel (8)"),
         (engine(gpus=8, tensorParallel=3), "must be the pod's gpus (8)"),

@@ -122,7 +122,7 @@ def test_router_listens_where_the_service_sends(objects: Objects, tmp_path: Path
         "http": config.listen.port,
         "admin": config.admin.port,
     }
-    assert config.listen.host == config.admin.host == "0.0.0.0"
+    assert config.listen.host == config.admin.host == ""  # every address, of both families
 
 
 def test_router_accepts_its_command_line(objects: Objects, tmp_path: Path) -> None:
@@ -221,6 +221,63 @@ def test_agents_flags_are_the_agents(objects: Objects, tmp_path: Path) -> None:
             given = {variable["name"] for variable in container["env"]}
             assert set(re.findall(r"\$\((\w+)\)", " ".join(flags))) <= given
             assert config.index.backend == "redis"
+
+
+def test_agents_use_the_routers_redis(render: Render, tmp_path: Path) -> None:
+    """Also where the values give it in the router's own words."""
+    values = {
+        "engines": [{"name": "m", "kind": "vllm", "model": {"id": "a/b"}}],
+        "redis": {"external": {"url": "redis+sentinel://s1:26379,s2:26379/main"}},
+        "router": {"config": {"redis": {"pool": "other", "username": "agents", "cluster": True}}},
+    }
+    objects = render(values)
+    config = config_of(objects, tmp_path)
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    agent.add_arguments(parser)
+    (container,) = named(objects, "Deployment", "r-prefix-router-m")["spec"]["template"]["spec"]["initContainers"]
+    args = parser.parse_args(container["args"][1:])
+    told = (args.pool, args.redis_username, args.redis_cluster)
+    assert told == (config.redis.pool, config.redis.username, config.redis.cluster) == ("other", "agents", True)
+    (url,) = [variable["value"] for variable in container["env"] if variable["name"] == "REDIS_URL"]
+    assert url == config.redis.url == "redis+sentinel://s1:26379,s2:26379/main"
+
+
+def test_the_router_has_as_long_as_its_engines_to_become_ready(render: Render) -> None:
+    """It is ready when one of them is; until then its Deployment must not count as failed."""
+    values = {"engines": [{"name": "m", "kind": "vllm", "model": {"id": "a/b"}, "startupSeconds": 3600}]}
+    objects = render(values)
+    deadlines = [o["spec"]["progressDeadlineSeconds"] for o in objects if o["kind"] == "Deployment"]
+    assert len(deadlines) == 2
+    assert min(deadlines) > 3600
+
+
+@pytest.mark.parametrize("length", [3, 5, 6, 15, 16])
+def test_scaling_reads_the_metrics_of_its_own_pods(
+    helm: Callable[..., Any], chart: Path, length: int
+) -> None:
+    """Kubernetes names pods by the first 58 characters of `DEPLOYMENT-HASH-`, and five more."""
+    scaled = {"enabled": True, "prometheusAddress": "http://p:9090"}
+    base = {"kind": "vllm", "model": {"id": "a/b"}, "autoscaling": scaled}
+    values = {"engines": [base | {"name": "m" * length}, base | {"name": "m" * (length - 2) + "-x"}]}
+    done = helm("helm4", "template", "fleet-" + "f" * 25, str(chart), values=values)
+    assert done.returncode == 0, done.stderr
+    scalers = [o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "ScaledObject"]
+    pods = [f"{o['metadata']['name']}-5d4f8bc9d7-"[:58] + "x7k2p" for o in scalers]
+    for scaler, pod in zip(scalers, pods, strict=True):
+        for trigger in scaler["spec"]["triggers"]:
+            (pattern,) = re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"])
+            assert [one for one in pods if re.fullmatch(pattern, one)] == [pod]
+
+
+def test_openshift_chooses_users(helm: Callable[..., Any], chart: Path) -> None:
+    """Its default security context constraints refuse pods that ask for users or groups out of the namespace's range."""
+    values = VALKEY | {"engines": [{"name": "m", "kind": "vllm", "model": {"id": "a/b"}}]}
+    flags = ("--api-versions", "security.openshift.io/v1")
+    done = helm("helm4", "template", "r", str(chart), *flags, values=values)
+    assert done.returncode == 0, done.stderr
+    for user in ("runAsUser", "runAsGroup", "fsGroup:"):
+        assert user not in done.stdout
+    assert done.stdout.count("runAsNonRoot: true") >= 4
 
 
 @pytest.mark.parametrize("example", ["vllm-gpu.yaml", "sglang.yaml", "ha-external-valkey.yaml"])

@@ -24,9 +24,10 @@
 {{- range .Values.existing -}}
 {{- $sources = append $sources (omit . "podLabels") -}}
 {{- end -}}
-{{- $listen := dict "host" "0.0.0.0" "port" (int $router.port) -}}
+{{- /* "": every address, IPv4 and IPv6. */ -}}
+{{- $listen := dict "host" "" "port" (int $router.port) -}}
 {{- with include "prefix-router.tls" (list "listen" $router.tls) | fromYaml }}{{- $_ := set $listen "tls" . -}}{{- end -}}
-{{- $admin := dict "host" "0.0.0.0" "port" (int $router.adminPort) -}}
+{{- $admin := dict "host" "" "port" (int $router.adminPort) -}}
 {{- with include "prefix-router.tls" (list "admin" $router.adminTls) | fromYaml }}{{- $_ := set $admin "tls" . -}}{{- end -}}
 {{- if $router.adminToken.secretName }}{{- $_ := set $admin "token_file" "/etc/prefix-router-secrets/admin-token" -}}{{- end -}}
 {{- $config := dict
@@ -111,14 +112,14 @@ redis://{{ include "prefix-router.fullname" . }}-valkey:6379/0
 {{- $external := .Values.redis.external -}}
 {{- if include "prefix-router.shared" . -}}
 {{- with $external.passwordSecret }}{{ if .name }}
-- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: redis-password}]}
+- secret: {name: {{ .name | quote }}, items: [{key: {{ .key | quote }}, path: redis-password}]}
 {{- end }}{{ end }}
 {{- with $external.caSecret }}{{ if .name }}
-- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: redis-ca.crt}]}
+- secret: {name: {{ .name | quote }}, items: [{key: {{ .key | quote }}, path: redis-ca.crt}]}
 {{- end }}{{ end }}
 {{- end }}
 {{- with .Values.engineApiKey }}{{ if .secretName }}
-- secret: {name: {{ .secretName }}, items: [{key: {{ .key | quote }}, path: engine-api-key}]}
+- secret: {name: {{ .secretName | quote }}, items: [{key: {{ .key | quote }}, path: engine-api-key}]}
 {{- end }}{{ end }}
 {{- end }}
 
@@ -126,14 +127,14 @@ redis://{{ include "prefix-router.fullname" . }}-valkey:6379/0
 {{- define "prefix-router.routerSecrets" -}}
 {{- include "prefix-router.sharedSecrets" . }}
 {{- with .Values.router.keys }}{{ if .secretName }}
-- secret: {name: {{ .secretName }}, items: [{key: {{ .key | quote }}, path: keys.yaml}]}
+- secret: {name: {{ .secretName | quote }}, items: [{key: {{ .key | quote }}, path: keys.yaml}]}
 {{- end }}{{ end }}
 {{- with .Values.router.adminToken }}{{ if .secretName }}
-- secret: {name: {{ .secretName }}, items: [{key: {{ .key | quote }}, path: admin-token}]}
+- secret: {name: {{ .secretName | quote }}, items: [{key: {{ .key | quote }}, path: admin-token}]}
 {{- end }}{{ end }}
 {{- range $folder, $tls := dict "listen" .Values.router.tls "admin" .Values.router.adminTls }}{{ if $tls.secretName }}
 - secret:
-    name: {{ $tls.secretName }}
+    name: {{ $tls.secretName | quote }}
     items:
       - {key: tls.crt, path: {{ $folder }}/tls.crt}
       - {key: tls.key, path: {{ $folder }}/tls.key}
@@ -143,11 +144,11 @@ redis://{{ include "prefix-router.fullname" . }}-valkey:6379/0
 {{- end }}{{ end }}
 {{- with .Values.engineTls }}
 {{- if .caSecret.name }}
-- secret: {name: {{ .caSecret.name }}, items: [{key: {{ .caSecret.key | quote }}, path: engines/ca.crt}]}
+- secret: {name: {{ .caSecret.name | quote }}, items: [{key: {{ .caSecret.key | quote }}, path: engines/ca.crt}]}
 {{- end }}
 {{- if .clientSecretName }}
 - secret:
-    name: {{ .clientSecretName }}
+    name: {{ .clientSecretName | quote }}
     items: [{key: tls.crt, path: engines/tls.crt}, {key: tls.key, path: engines/tls.key}]
 {{- end }}
 {{- end }}

@@ -96,6 +96,8 @@ livenessProbe:
 {{- $root := index . 0 -}}
 {{- $engine := index . 1 -}}
 {{- $external := $root.Values.redis.external -}}
+{{- /* What the router is told, router.config included: both must look at one place. */ -}}
+{{- $redis := (include "prefix-router.config" $root | fromYaml).redis -}}
 - name: agent
   image: {{ include "prefix-router.ownImage" $root }}
   imagePullPolicy: {{ $root.Values.image.pullPolicy }}
@@ -108,9 +110,12 @@ livenessProbe:
     # Without it routers would be told to reach the engine at 127.0.0.1.
     - --advertise-url=http://$(POD_IP):{{ $engine.port }}
     - --redis-url=$(REDIS_URL)
-    - --pool={{ $root.Values.redis.pool }}
-    {{- with $external.username }}
+    - --pool={{ $redis.pool }}
+    {{- with $redis.username }}
     - --redis-username={{ . }}
+    {{- end }}
+    {{- if $redis.cluster }}
+    - --redis-cluster
     {{- end }}
     {{- if $external.passwordSecret.name }}
     - --redis-password-file=/etc/prefix-router-secrets/redis-password
@@ -132,9 +137,9 @@ livenessProbe:
     - name: REDIS_URL
       {{- if and $external.urlSecret.name (not $root.Values.redis.bundled.enabled) }}
       valueFrom:
-        secretKeyRef: {name: {{ $external.urlSecret.name }}, key: {{ $external.urlSecret.key | quote }}}
+        secretKeyRef: {name: {{ $external.urlSecret.name | quote }}, key: {{ $external.urlSecret.key | quote }}}
       {{- else }}
-      value: {{ include "prefix-router.redisUrl" $root }}
+      value: {{ $redis.url | quote }}
       {{- end }}
   resources:
     {{- toYaml $engine.agent.resources | nindent 4 }}

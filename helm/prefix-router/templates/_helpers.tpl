@@ -15,8 +15,8 @@
 {{/* Selector labels. Call with (list root component) */}}
 {{- define "prefix-router.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "prefix-router.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "prefix-router.name" $root | quote }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -64,13 +64,20 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if or .Values.existing .Values.engines }}true{{ end }}
 {{- end }}
 
+{{/* "true" on OpenShift: it gives each namespace users and groups of its own, and refuses pods that ask for others. */}}
+{{- define "prefix-router.openshift" -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end }}
+{{- end }}
+
 {{/* The security context of the project's own containers. */}}
 {{- define "prefix-router.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 runAsNonRoot: true
+{{- if not (include "prefix-router.openshift" .) }}
 runAsUser: 10001
 runAsGroup: 10001
+{{- end }}
 capabilities:
   drop: [ALL]
 seccompProfile:
@@ -81,7 +88,8 @@ seccompProfile:
 {{- define "prefix-router.engine" -}}
 {{- $root := index . 0 -}}
 {{- $engine := mergeOverwrite (deepCopy $root.Values.engineDefaults) (deepCopy (index . 1)) -}}
-{{- $_ := set $engine "fullname" (printf "%s-%s" (include "prefix-router.fullname" $root) $engine.name | trunc 63 | trimSuffix "-") -}}
+{{- /* 57: Kubernetes cuts `NAME-HASH-` to 58 characters for the names of pods. */ -}}
+{{- $_ := set $engine "fullname" (printf "%s-%s" (include "prefix-router.fullname" $root) $engine.name | trunc 57 | trimSuffix "-") -}}
 {{- $_ := set $engine "component" (printf "engine-%s" $engine.name) -}}
 {{- $_ := set $engine "servedName" ($engine.model.servedName | default $engine.model.id) -}}
 {{- if not $engine.image.repository -}}
@@ -136,11 +144,15 @@ seccompProfile:
 {{- if and .Values.monitoring.serviceMonitor.enabled .Values.router.adminTls.secretName (not .Values.monitoring.serviceMonitor.tlsConfig) -}}
 {{- fail "monitoring.serviceMonitor with router.adminTls needs monitoring.serviceMonitor.tlsConfig: how Prometheus checks the certificate" -}}
 {{- end -}}
+{{- $fullname := include "prefix-router.fullname" . -}}
+{{- $taken := list (printf "%s-admin" $fullname) (printf "%s-valkey" $fullname) -}}
 {{- $names := list -}}
 {{- range .Values.engines -}}
 {{- $engine := include "prefix-router.engine" (list $ .) | fromYaml -}}
 {{- if has $engine.name $names -}}{{- fail (printf "engines: %s is given twice" $engine.name) -}}{{- end -}}
 {{- $names = append $names $engine.name -}}
+{{- if has $engine.fullname $taken -}}{{- fail (printf "engines: %s: %s is the name of something else in this release (names are cut to 57 characters): choose another name, or a shorter fullnameOverride" $engine.name $engine.fullname) -}}{{- end -}}
+{{- $taken = append $taken $engine.fullname -}}
 {{- if not $engine.model.id -}}{{- fail (printf "engines: %s: model.id is required" $engine.name) -}}{{- end -}}
 {{- if and $engine.events.enabled (lt (sub (int $engine.events.replayPort) (int $engine.events.port) | int) (int $engine.dataParallel)) -}}
 {{- fail (printf "engines: %s: events.replayPort must be at least dataParallel (%d) above events.port: rank r uses port + r of both" $engine.name (int $engine.dataParallel)) -}}
