@@ -23,7 +23,7 @@ import sys
 import aiohttp
 import uvloop
 
-from replica.asking import answered, engine_key, engine_session
+from replica.asking import answered, base_url, engine_key, engine_session
 from replica.publication import LoadReader, Publication
 from router.engines import ENGINES, Engine, EngineInfo, EventSource, recognise
 from router.index.redis.connect import RedisConfigError, connect
@@ -38,7 +38,7 @@ INSPECT_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--engine-url", required=True, metavar="URL", help="the engine beside this agent")
+    parser.add_argument("--engine-url", required=True, type=_url, metavar="URL", help="the engine beside this agent")
     parser.add_argument(
         "--redis-url", required=True, metavar="URL", help="redis://, rediss://, unix://, redis+sentinel://"
     )
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pool", default="default", help="index the replica belongs to; routers name the same (default)"
     )
     parser.add_argument("--replica-id", help="name in receipts and metrics (default: host:port of the advertised URL)")
-    parser.add_argument("--advertise-url", metavar="URL", help="where routers reach the engine (default: --engine-url)")
+    parser.add_argument(
+        "--advertise-url", type=_url, metavar="URL", help="where routers reach the engine (default: --engine-url)"
+    )
     parser.add_argument(
         "--engine", choices=["auto", *sorted(ENGINES)], default="auto", help="engine kind (default auto)"
     )
@@ -68,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval-ms", type=int, default=250, help="time between load samples (default 250)")
     parser.add_argument("--lease-s", type=float, default=3.0, help="lease without a renewal (default 3)")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+
+
+def _url(text: str) -> str:
+    try:
+        return base_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,7 +128,7 @@ class Agent:
         self._args = args
         self._key = key
         self._store = store
-        self._url = args.engine_url.rstrip("/")
+        self._url: str = args.engine_url
 
     async def run(self) -> None:
         """Until cancelled, or until a newer agent owns the replica. An engine that comes back as another one (model,
@@ -169,7 +178,7 @@ class Agent:
             configured = EventSource(args.events_endpoint, args.replay_endpoint, args.topic, args.bind)
         if configured is None and not info.events:
             log.warning("the engine publishes no KV events: only its load is reported")
-        url = (args.advertise_url or self._url).rstrip("/")
+        url: str = args.advertise_url or self._url
         name = args.replica_id or url.split("://", 1)[1]
         several = len(info.ranks) > 1
         async with asyncio.TaskGroup() as group:

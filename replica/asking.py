@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,22 @@ T = TypeVar("T")
 
 ENGINE_RETRY_S = 1.0
 ENGINE_TIMEOUT_S = 5.0
+
+
+def base_url(text: str) -> str:
+    """An engine's URL without its last slash. Raises ValueError when it is none.
+
+    An IPv6 address gets its brackets: `http://$(POD_IP):8000` in a pod has none.
+    """
+    scheme, _, rest = text.rstrip("/").partition("://")
+    if scheme not in ("http", "https") or not rest:
+        raise ValueError(f"{text!r} is no URL: write http://HOST:PORT")
+    host, _, port = rest.rpartition(":")
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return f"{scheme}://{rest}"
+    return f"{scheme}://[{host}]:{port}"
 
 
 def engine_key(file: str | None) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from vllm.distributed.kv_events import EventPublisher
 
-from replica.asking import answered, engine_key, engine_session
+from replica.asking import answered, base_url, engine_key, engine_session
 from replica.publication import LoadReader, Publication
 from router.engines import ENGINES, EngineInfo
 from router.index.redis.connect import SCHEMES, connect
@@ -63,6 +63,8 @@ class PrefixRouterPublisher(EventPublisher):  # type: ignore[misc]  # vLLM is no
             cluster=bool(env("PREFIX_ROUTER_REDIS_CLUSTER")),
         )
         self._layout = Layout(topic or "default")
+        self._url = base_url(env("PREFIX_ROUTER_ENGINE_URL", "http://127.0.0.1:8000"))
+        self._advertised = base_url(env("PREFIX_ROUTER_ADVERTISE_URL") or self._url)
         self._key = engine_key(env("PREFIX_ROUTER_ENGINE_API_KEY_FILE"))
         self._rank = data_parallel_rank
         self._waiting: deque[Any] = deque()
@@ -108,12 +110,12 @@ class PrefixRouterPublisher(EventPublisher):  # type: ignore[misc]  # vLLM is no
             self._waiting.clear()
 
     async def _publish(self) -> None:
-        url = os.environ.get("PREFIX_ROUTER_ENGINE_URL", "http://127.0.0.1:8000").rstrip("/")
+        url = self._url
         engine = ENGINES["vllm"]
         try:
             async with engine_session(self._key) as session:
                 info = await answered(lambda: engine.inspect(session, url), "waiting for this engine's own HTTP server")
-                publication = self._publication(info, url, self._store)
+                publication = self._publication(info, self._store)
                 async with asyncio.TaskGroup() as tasks:
                     work = tasks.create_task(self._apply(publication))
                     await publication.run(LoadReader(engine, session, url, 0.25))
@@ -121,14 +123,13 @@ class PrefixRouterPublisher(EventPublisher):  # type: ignore[misc]  # vLLM is no
         finally:
             await self._store.close()
 
-    def _publication(self, info: EngineInfo, url: str, store: Store) -> Publication:
+    def _publication(self, info: EngineInfo, store: Store) -> Publication:
         env = os.environ.get
-        advertised = env("PREFIX_ROUTER_ADVERTISE_URL", url).rstrip("/")
-        name = env("PREFIX_ROUTER_REPLICA_ID") or advertised.split("://", 1)[1]
+        name = env("PREFIX_ROUTER_REPLICA_ID") or self._advertised.split("://", 1)[1]
         several = len(info.ranks) > 1
         return Publication(
             f"{name}/dp{self._rank}" if several else name,
-            advertised,
+            self._advertised,
             info,
             None,
             store,

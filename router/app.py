@@ -92,9 +92,13 @@ SWEEP_PAUSE_S = 0.02
 def tell_addresses(config: Config, port: int, admin_port: int) -> None:
     """Log where the router listens."""
     listen, admin = config.listen, config.admin
-    log.info("listening on %s://%s:%d", "https" if listen.tls else "http", listen.host, port)
+    log.info("listening on %s://%s:%d", "https" if listen.tls else "http", _shown(listen.host), port)
     if admin.enabled:
-        log.info("metrics and status on %s://%s:%d", "https" if admin.tls else "http", admin.host, admin_port)
+        log.info("metrics and status on %s://%s:%d", "https" if admin.tls else "http", _shown(admin.host), admin_port)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host or "*"
 
 
 class App:

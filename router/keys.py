@@ -27,7 +27,11 @@ SHORTEST = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    new = actions.add_parser("new", help="make a key, and its entry for the file")
+    new = actions.add_parser(
+        "new",
+        help="make a key, and its entry for the file",
+        epilog="example: prefix-router keys new --name alice --tenant research --file keys.yaml",
+    )
     new.add_argument("--name", required=True, help="name in logs and metrics")
     new.add_argument("--tenant", help="tenant the key belongs to")
     new.add_argument("--model", action="append", dest="models", help="model it may use; repeat for each (default all)")
@@ -35,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--tokens-per-minute", type=int, metavar="N")
     new.add_argument("--max-concurrent", type=int, metavar="N")
     new.add_argument("--file", type=Path, metavar="FILE", help="file the entry is added to (made if there is none)")
-    actions.add_parser("hash", help="read a key from standard input, print its sha256")
+    actions.add_parser(
+        "hash",
+        help="read a key from standard input, print its sha256",
+        epilog='example: printf %s "$KEY" | prefix-router keys hash',
+    )
 
 
 def run(args: argparse.Namespace) -> int:

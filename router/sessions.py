@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        sys.stdout.write(listed(told, time.time()) if args.id is None else one(told))
+        sys.stdout.write(listed(told, time.time(), broken=args.broken) if args.id is None else one(told))
     return 0
 
 
-def listed(told: dict[str, Any], now: float) -> str:
+def listed(told: dict[str, Any], now: float, *, broken: bool = False) -> str:
     """The list as text."""
     if not told["sessions"]:
-        return "no sessions are remembered\n"
+        return "no session with prefix breaks is remembered\n" if broken else "no sessions are remembered\n"
     rows = [
         (
             each["id"],

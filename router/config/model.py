@@ -35,7 +35,7 @@ class Tls(Section):
 class Listen(Section):
     """Where agents connect."""
 
-    host: Annotated[str, _d("Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, _d("Address to listen on; `::` for IPv6, empty for every address of both.")] = "127.0.0.1"
     port: Annotated[Port, _d("Port to listen on; 0 takes a free one and logs it.")] = 8000
     tls: Annotated[Tls | None, _d("Serve https. Unset: http.")] = None
 

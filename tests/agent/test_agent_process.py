@@ -22,6 +22,7 @@ from replica.simulator.config import ReplicaConfig
 from replica.simulator.fleet import SimulatedReplica
 from replica.simulator.timing import time_model
 from router.blocks import TOKEN_BYTES, chain, root
+from router.cli import main
 from router.index.redis.connect import connect
 from router.index.redis.layout import Layout
 from router.index.redis.leases import ReplicaMeta
@@ -272,6 +273,26 @@ async def test_an_engine_without_events_reports_its_load_and_capacity(site: Site
 
     await site.until(idle, "its end")
     assert await site.published() == set()
+
+
+async def test_an_ipv6_address_without_brackets_is_published_as_a_url(site: Site) -> None:
+    """So a pod's own address stands in a manifest: http://$(POD_IP):8000."""
+    replica = await site.replica()
+    await site.ask(replica, 1)
+    await site.agent(replica, "--advertise-url", "http://fd00::7:8000/")
+    await site.exact(replica, "the engine's blocks")
+    record = await site.record()
+    assert record is not None and record.meta is not None
+    assert record.meta.url == "http://[fd00::7]:8000"
+
+
+@pytest.mark.parametrize("flag", ["--engine-url", "--advertise-url"])
+@pytest.mark.parametrize("url", ["10.0.0.7:8000", "http://", "tcp://10.0.0.7:5557"])
+def test_what_is_no_url_is_refused_at_once(capsys: pytest.CaptureFixture[str], flag: str, url: str) -> None:
+    given = {"--engine-url": "http://127.0.0.1:1", "--redis-url": "redis://127.0.0.1:1", flag: url}
+    with pytest.raises(SystemExit):
+        main(["agent", *(word for pair in given.items() for word in pair)])
+    assert f"{flag}: {url!r} is no URL: write http://HOST:PORT" in capsys.readouterr().err
 
 
 async def test_sigterm_gives_the_lease_back(site: Site) -> None:

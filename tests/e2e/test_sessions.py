@@ -185,6 +185,7 @@ async def test_the_command_prints_sessions(build, capsys: pytest.CaptureFixture[
 
     assert await run() == (0, "no sessions are remembered\n", "")
     await send(system, body(SESSION, 0), **{"x-session-id": "calm"})
+    assert await run("--broken") == (0, "no session with prefix breaks is remembered\n", "")
     for step in range(3):
         content = body(SESSION, step)
         content["messages"][0]["content"] = f"Now: 2026-03-01 10:00:0{step}\n" + content["messages"][0]["content"]

@@ -252,9 +252,7 @@ def test_the_router_has_as_long_as_its_engines_to_become_ready(render: Render) -
 
 
 @pytest.mark.parametrize("length", [3, 5, 6, 15, 16])
-def test_scaling_reads_the_metrics_of_its_own_pods(
-    helm: Callable[..., Any], chart: Path, length: int
-) -> None:
+def test_scaling_reads_the_metrics_of_its_own_pods(helm: Callable[..., Any], chart: Path, length: int) -> None:
     """Kubernetes names pods by the first 58 characters of `DEPLOYMENT-HASH-`, and five more."""
     scaled = {"enabled": True, "prometheusAddress": "http://p:9090"}
     base = {"kind": "vllm", "model": {"id": "a/b"}, "autoscaling": scaled}
@@ -270,7 +268,7 @@ def test_scaling_reads_the_metrics_of_its_own_pods(
 
 
 def test_openshift_chooses_users(helm: Callable[..., Any], chart: Path) -> None:
-    """Its default security context constraints refuse pods that ask for users or groups out of the namespace's range."""
+    """Its default constraints refuse pods that ask for users or groups out of the namespace's range."""
     values = VALKEY | {"engines": [{"name": "m", "kind": "vllm", "model": {"id": "a/b"}}]}
     flags = ("--api-versions", "security.openshift.io/v1")
     done = helm("helm4", "template", "r", str(chart), *flags, values=values)
