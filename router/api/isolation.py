@@ -26,12 +26,16 @@ _encode = msgspec.json.Encoder().encode
 _NOT_STRICT = "The body must be strict JSON in UTF-8 here: no byte order mark, no NaN, no infinite numbers"
 
 
+_AHEAD = b" \t\r\n\0\xef\xbb\xbf\xff\xfe"  # of a JSON value: white space and byte order marks, in any coding
+_LOOKED_AT = 4 << 20
+
+
 def _engines_read(body: bytes) -> bool:
-    """Whether it is an object to Python's json module, with which engines' servers read."""
-    if body[:2] == b"--":  # an upload, long
+    """Whether it may be an object to Python's json module, with which engines' servers read."""
+    if body.lstrip(_AHEAD)[:1] != b"{":  # an upload
         return False
     try:
-        return isinstance(json.loads(body), dict)
+        return len(body) > _LOOKED_AT or isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -61,6 +61,7 @@ _FORM_MODEL = re.compile(
     rb'(?i:\r\ncontent-disposition:[^\r\n]*;[ ]*name)="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n'
 )
 _FORM_BYTES = 16 * 1024
+_LENIENT_BYTES = 4 << 20
 _TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "off", "n", "f"})
 
@@ -162,9 +163,13 @@ def parse_leniently(path: str, body: bytes) -> ApiRequest:
 
 def python_json(body: bytes) -> Any:
     """A body as Python's json module reads it: NaN, infinite numbers, a byte order mark and UTF-16 are taken, too.
-    Raises ValueError or RecursionError; the former for lone surrogates, which no tokenizer takes."""
+    Raises ValueError or RecursionError; the former for lone surrogates, which no tokenizer takes, and for more than
+    4 MB: it is slow, and nothing else runs meanwhile."""
+    if len(body) > _LENIENT_BYTES:
+        raise ValueError
     decoded = json.loads(body)
-    json.dumps(decoded, ensure_ascii=False).encode()
+    if b"\\" in body or not body.isascii():
+        json.dumps(decoded, ensure_ascii=False).encode()
     return decoded
 
 

@@ -224,8 +224,10 @@ async def test_the_salt_changes_nothing_else_of_the_body(build, keys) -> None:
         ("/v1/chat/completions", '\ufeff{"model":"sim","messages":[],"cache_salt":"SALT"}'),
         ("/inference/v1/generate", '{"model":"sim","token_ids":[1],"cache_salt":"SALT","x":NaN}'),
         ("/inference/v1/generate", '{"model":"sim","token_ids":[1],"cache_salt":"SALT","x":"\\ud800"}'),
+        ("/inference/v1/generate", " " * (4 << 20) + '{"model":"sim","token_ids":[1],"cache_salt":"SALT","x":NaN}'),
         ("/generate", '{"text":["a"],"cache_salt":["SALT"]}'),
     ],
+    ids=["mark", "number", "surrogate", "long", "list"],
 )
 async def test_no_other_tenants_salt_gets_through(build, keys, path: str, body: str) -> None:
     """What the router can't put a salt into, but engines read, goes nowhere."""

@@ -67,7 +67,17 @@ def test_what_python_reads_is_read(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff", chat()[:-1] + b', "a": "\\ud83d"}', b'{"a":' * 100_000, b"9" * 10_000, b"[NaN]"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        chat()[:-1] + b', "a": "\\ud83d"}',
+        b'{"a":' * 100_000,
+        b"9" * 10_000,
+        b"[NaN]",
+        b" " * (4 << 20) + chat(),
+    ],
 )
 def test_what_no_engine_reads_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
