@@ -11,16 +11,14 @@ examples:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import aiohttp
 import uvloop
 
+from loadtest.processes import Child, StartError
 from loadtest.progress import ProgressBar
 from loadtest.run import RunResult, run_workload
 from loadtest.types import Workload
@@ -31,7 +29,6 @@ from replica.simulator.timing import TIME_MODELS, time_model
 
 MODEL = "sim"
 POLICIES = ("round_robin", "prefix")
-START_S = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit status."""
-    return uvloop.run(_demo(args))
+    try:
+        return uvloop.run(_demo(args))
+    except StartError as error:
+        sys.stderr.write(f"prefix-router demo: {error}\n")
+        return 1
 
 
 @dataclass(slots=True)
@@ -102,46 +103,12 @@ async def _run_policy(policy: str, workload: Workload, args: argparse.Namespace)
 @contextlib.asynccontextmanager
 async def _router(policy: str, urls: list[str]) -> AsyncIterator[str]:
     """The real router, in a process of its own; yields its address once it follows every replica's events."""
-    arguments = [f"--replica={url}" for url in urls]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "router.cli", "serve", *arguments, f"--policy={policy}", "--port=0", "--admin-port=0",
-        f"--model-files={MODEL_DIR}", stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    log: list[str] = []
-    try:
-        async with asyncio.timeout(START_S):
-            url = ""
-            while not url:
-                line = (await process.stderr.readline()).decode()
-                log.append(line)
-                if not line:
-                    raise RuntimeError("the router did not start:\n" + "".join(log))
-                if "listening on " in line:
-                    url = line.split("listening on ")[1].strip()
-            drain = asyncio.create_task(_swallow(process.stderr))
-            await _ready(url)
+    argv = [sys.executable, "-m", "router.cli", "serve", *(f"--replica={url}" for url in urls), f"--policy={policy}"]
+    argv += ["--port=0", "--admin-port=0", f"--model-files={MODEL_DIR}"]
+    async with Child("the router", argv) as child:
+        url = (await child.printed(r"listening on (\S+)"))[0]
+        await child.answers(f"{url}/ready", '"status":"ready"')
         yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
-        with contextlib.suppress(UnboundLocalError):
-            await drain
-
-
-async def _swallow(stream: asyncio.StreamReader) -> None:
-    while await stream.read(65536):
-        pass
-
-
-async def _ready(url: str) -> None:
-    async with aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{url}/ready") as response:
-                if json.loads(await response.read())["status"] == "ready":
-                    return
-            await asyncio.sleep(0.02)
 
 
 def _table(rows: list[_Row]) -> str:

@@ -17,7 +17,7 @@ from typing import Self
 
 import aiohttp
 
-START_S = 60.0
+START_S = 120.0
 STOP_S = 10.0
 KEPT_LINES = 30
 POLL_S = 0.05
@@ -79,31 +79,41 @@ class Child:
         return self._process.pid
 
     async def printed(self, pattern: str, times: int = 1) -> list[str]:
-        """The first group of `pattern` in the lines printed so far, once it was found `times` times."""
-        found: list[str] = []
-        async with asyncio.timeout(START_S):
-            while True:
-                found = [match[1] for line in self.lines if (match := re.search(pattern, line))]
-                if len(found) >= times:
-                    return found
-                await self._check()
-                self._printed.clear()
-                await self._printed.wait()
+        """The first group of `pattern` in the lines printed so far, once it was found `times` times.
 
-    async def answers(self, url: str) -> None:
-        """Wait until GET `url` is answered with 200. Raises StartError if the process ends before, or takes 60 s."""
+        Raises StartError if the process ends before, or takes START_S.
+        """
+        found: list[str] = []
+        try:
+            async with asyncio.timeout(START_S):
+                while True:
+                    found = [match[1] for line in self.lines if (match := re.search(pattern, line))]
+                    if len(found) >= times:
+                        return found
+                    await self._check()
+                    self._printed.clear()
+                    await self._printed.wait()
+        except TimeoutError:
+            raise StartError(f"{self.name} did not say {pattern!r} in {START_S:g} s;\n{self._said()}") from None
+
+    async def answers(self, url: str, part: str = "") -> None:
+        """Wait until GET `url` is answered with 200 and a body that has `part`.
+
+        Raises StartError if the process ends before, or takes START_S.
+        """
         try:
             async with asyncio.timeout(START_S), aiohttp.ClientSession() as http:
                 while True:
                     await self._check()
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                         async with http.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
-                            if response.status == 200:
+                            if response.status == 200 and part in await response.text():
                                 return
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise StartError(
-                f"{self.name}: {url} was not answered with 200 in {START_S:g} s;\n{self._said()}"
+                f"{self.name}: {url} was not answered with 200{f' and {part}' * bool(part)} in {START_S:g} s;\n"
+                f"{self._said()}"
             ) from None
 
     async def _check(self) -> None:

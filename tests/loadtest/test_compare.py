@@ -93,6 +93,14 @@ async def test_a_router_that_ends_says_its_last_words() -> None:
             await child.answers("http://127.0.0.1:9/")
 
 
+async def test_a_router_that_does_not_get_ready_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Child("it", ["sh", "-c", "echo warming up; exec sleep 600"]) as child:
+        assert await child.printed("(warming) up") == ["warming"]
+        monkeypatch.setattr("loadtest.processes.START_S", 0.1)
+        with pytest.raises(StartError, match=r"(?s)it did not say 'listening on' in 0.1 s;.*warming up"):
+            await child.printed("listening on")
+
+
 def test_every_scenario_has_exact_chains_and_room() -> None:
     for name in SCENARIOS:
         ready = scenario(name).prepared(time_scale=2.0)

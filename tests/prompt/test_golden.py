@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ KWARG_NAMES = ["prompt", "no prompt", "tools", "continue", "documents"]
 
 
 def outcomes(model: Any, reference: Any, conversation: list[dict[str, Any]], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    arguments = dict(kwargs)
+    """Ours and theirs, of one day: some templates tell the date."""
+    arguments, day = dict(kwargs), date.today()
     try:
         theirs: str | None = reference.apply_chat_template(copy.deepcopy(conversation), tokenize=False, **arguments)
     except Exception:
@@ -95,7 +97,7 @@ def outcomes(model: Any, reference: Any, conversation: list[dict[str, Any]], kwa
         ours: str | None = model.render(copy.deepcopy(conversation), tools, **arguments)
     except TemplateError:
         ours = None
-    return ours, theirs
+    return (ours, theirs) if date.today() == day else outcomes(model, reference, conversation, kwargs)
 
 
 @pytest.mark.parametrize("kwargs", KWARGS, ids=KWARG_NAMES)

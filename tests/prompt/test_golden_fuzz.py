@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import random
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def compare(sources: dict[str, str], seed: int, rounds: int) -> int:
     talk: list[dict[str, Any]] = []
     for number in range(rounds):
         talk = conversation(chance) if number % 3 == 0 or len(talk) > 40 else [*talk, *conversation(chance)]
-        chosen = fields(chance)
+        chosen, day = fields(chance), date.today()
         try:
             theirs: str | None = backend.apply_chat_template(
                 copy.deepcopy(talk), tokenize=False, **copy.deepcopy(chosen)
@@ -149,7 +150,10 @@ def compare(sources: dict[str, str], seed: int, rounds: int) -> int:
             mine: str | None = template.render(shared, tools, **chosen)
         except TemplateError:
             mine = None
-        assert mine == theirs, f"seed {seed}, conversation {number}: {json.dumps([talk, tools, chosen])[:2000]}"
+        # Some templates tell the date.
+        assert mine == theirs or date.today() != day, (
+            f"seed {seed}, conversation {number}: {json.dumps([talk, tools, chosen])[:2000]}"
+        )
         equal += mine is not None
     return equal
 
