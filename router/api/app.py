@@ -93,7 +93,7 @@ class Api:
         self, request: Request, response: Response, parsed: ApiRequest, took: Took, grant: Grant
     ) -> None:
         self._fleet.listen()
-        grant.begin(parsed.model)
+        grant.begin(parsed.model, parsed.body.get("lora_path"))
         try:
             if self._gate.salted:
                 parsed = salt(request, parsed, grant)

@@ -231,13 +231,16 @@ class Grant:
         """Whether the key's list of models has this one; a request that names none needs an open list."""
         return self._key is None or self._key.entry.models is None or model in self._key.entry.models
 
-    def begin(self, model: str | None) -> None:
-        """Admit the request. Raises ApiError (403, 429)."""
+    def begin(self, model: str | None, lora: object = None) -> None:
+        """Admit the request. `lora`: its `lora_path`, SGLang adapters beside it. Raises ApiError (403, 429)."""
         if self._key is None:
             return
-        if not self.may_use(model):
+        adapters = lora if isinstance(lora, list) else [lora]
+        for wanted in [model, *(f"{model}:{name}" for name in adapters if name and not self.may_use(str(name)))]:
+            if self.may_use(wanted):
+                continue
             allowed = ", ".join(self._key.entry.models or ()) or "none"
-            message = f"This key may not use the model `{model}`" if model else "This key must name a model"
+            message = f"This key may not use the model `{wanted}`" if wanted else "This key must name a model"
             error = ApiError(403, f"{message}. It may use: {allowed}.", param="model", code="model_not_allowed")
             raise self._key.refuse("model", error)
         self._key.begin()

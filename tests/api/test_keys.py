@@ -143,3 +143,30 @@ def test_what_is_admitted_never_exceeds_the_rate(per_minute: int, steps: list[tu
             assert bucket.wait_s(amount, now + wait * (1 + 1e-9) + 1e-6) <= 1e-3, "Retry-After is long enough"
             now += wait
     assert admitted <= per_minute + now * per_minute / 60 + largest + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "allowed"),
+    [
+        ("base", None, True),
+        ("base", "mine", True),
+        ("base", "listed", True),
+        ("base", ["mine", None, "listed"], True),
+        ("base", "", True),
+        ("base", "other", False),
+        ("base", ["mine", "other"], False),
+        ("base", {"path": "other"}, False),
+        ("other", "listed", False),
+        (None, "listed", False),
+    ],
+)
+def test_an_adapter_beside_the_model_has_to_be_in_the_keys_list(model: str | None, lora: object, allowed: bool) -> None:
+    """SGLang takes one in `lora_path`."""
+    keys = gate(Clock(), models=["base", "base:mine", "listed"])
+    if allowed:
+        keys.enter(BEARER).begin(model, lora)
+    else:
+        with pytest.raises(ApiError) as caught:
+            keys.enter(BEARER).begin(model, lora)
+        assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
+    gate(Clock()).enter(BEARER).begin(model, lora)
