@@ -78,7 +78,9 @@ class Api:
             took.lap("parse")
             await self._admitted(request, response, parsed, took, grant)
         except BadRequest as bad:
-            refusal = ApiError(bad.status, bad.message, param=bad.param, code=bad.code)
+            coding = request.header(b"content-encoding") if bad.code == "invalid_json" else None
+            more = f" (Content-Encoding: {coding.decode('latin-1')} is not undone)" if coding else ""
+            refusal = ApiError(bad.status, bad.message + more, param=bad.param, code=bad.code)
             self._refuse(request, response, endpoint, refusal, grant)
         except ApiError as error:
             self._refuse(request, response, endpoint, error, grant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import socket
@@ -210,6 +211,15 @@ async def test_whoever_speaks_anthropic_gets_anthropic_errors(build) -> None:
         async with system.client.request(method, system.url + path, headers=headers, data=body) as answer:
             said = await answer.json()
             assert (answer.status, said["type"], said["error"]["type"]) == (status, "error", kind), path
+
+
+async def test_a_compressed_body_is_refused_by_that_name(build) -> None:
+    system = await build(replicas=1)
+    body, headers = gzip.compress(b'{"model":"sim","messages":[]}'), {"content-encoding": "gzip"}
+    async with system.client.post(system.url + "/v1/chat/completions", data=body, headers=headers) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "invalid_json")
+    assert "Content-Encoding: gzip" in error["message"]
 
 
 async def test_a_websocket_is_refused_and_it_is_said(build) -> None:
