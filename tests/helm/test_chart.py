@@ -210,6 +210,7 @@ def test_objects_are_what_kubernetes_takes(render: Callable[..., Any], values: A
         ({"existing": [{"service": "a", "ports": 1}]}, "ports"),
         (engine(tensorParalel=2), "tensorParalel"),
         (engine(kind="tgi"), "kind"),
+        (engine(autoscaling={"minReplicas": 0}), "minReplicas"),
         ({"engines": [{"kind": "vllm", "model": {"id": "a"}}]}, "name"),
         (engine(name="Not_A_Name"), "name"),
         (STATIC | {"redis": {"external": {"password": "plain"}}}, "password"),

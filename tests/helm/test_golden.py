@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,36 @@ def test_scaling_reads_the_metrics_of_its_own_pods(helm: Callable[..., Any], cha
         for trigger in scaler["spec"]["triggers"]:
             (pattern,) = re.findall(r'pod=~"([^"]+)"', trigger["metadata"]["query"])
             assert [one for one in pods if re.fullmatch(pattern, one)] == [pod]
+
+
+def test_a_new_chart_alone_replaces_no_pod(helm: Callable[..., Any], chart: Path, tmp_path: Path) -> None:
+    """Caches and the index live in pods: a version in their labels would cost them at each upgrade."""
+    values = VALKEY | {
+        "image": {"tag": "7"},
+        "engines": [{"name": "m", "kind": "vllm", "model": {"id": "a/b"}}],
+    }
+    newer = tmp_path / "prefix-router"
+    shutil.copytree(chart, newer)
+    about = (newer / "Chart.yaml").read_text(encoding="utf-8")
+    (newer / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion):.*$", r"\1: 9.9.9", about), encoding="utf-8")
+    pods = []
+    for folder in (chart, newer):
+        done = helm("helm4", "template", "r", str(folder), values=values)
+        assert done.returncode == 0, done.stderr
+        found = [o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "Deployment"]
+        pods.append({o["metadata"]["name"]: o["spec"]["template"] for o in found})
+    assert len(pods[0]) == 3
+    assert pods[0] == pods[1]
+
+
+def test_engines_take_more_volumes(render: Render) -> None:
+    volume = {"name": "templates", "configMap": {"name": "templates"}}
+    mount = {"name": "templates", "mountPath": "/templates"}
+    engine = {"name": "m", "kind": "vllm", "model": {"id": "a/b"}, "extraVolumes": [volume]}
+    objects = render({"engines": [engine | {"extraVolumeMounts": [mount]}]})
+    spec = named(objects, "Deployment", "r-prefix-router-m")["spec"]["template"]["spec"]
+    assert volume in spec["volumes"]
+    assert mount in spec["containers"][0]["volumeMounts"]
 
 
 def test_openshift_chooses_users(helm: Callable[..., Any], chart: Path) -> None:

@@ -150,6 +150,16 @@ def test_the_router_gets_no_further_than_it_must(network: Network) -> None:
     assert not network.open(router, Pod({"app": "other"}, "team-b"), 8000)
 
 
+@pytest.mark.parametrize("example", ["existing-fleet.yaml", "ha-external-valkey.yaml"])
+def test_prometheus_reads_what_an_example_has_it_scrape(render: Render, example: str) -> None:
+    objects = render(example)
+    assert {"ServiceMonitor", "PodMonitor"} & {found["kind"] for found in objects}
+    network = Network(objects)
+    assert network.open(PROMETHEUS, network.pods["router"], 9000)
+    for name, pod in network.pods.items():
+        assert not name.startswith("engine") or network.open(PROMETHEUS, pod, pod.ports["http"])
+
+
 def test_an_external_redis_is_reached_on_its_port(render: Render) -> None:
     values = {"redis": {"external": {"url": "rediss://cache:6380/0", "port": 6380}}}
     network = Network(render(values | {"networkPolicy": {"egress": {"enabled": True}}}))

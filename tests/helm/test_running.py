@@ -144,6 +144,22 @@ def run_helm_test(objects: Objects, url: str, **env: str) -> subprocess.Complete
     )  # fmt: skip
 
 
+def test_the_notes_tell_who_may_scrape(helm: Callable[..., Any], chart: Path) -> None:
+    def notes(**policy: Any) -> str:
+        values = {
+            "replicas": [{"url": "http://10.0.0.7:8000"}],
+            "monitoring": {"serviceMonitor": {"enabled": True}},
+            "networkPolicy": policy,
+        }
+        done = helm("helm4", "install", "r", str(chart), "--dry-run=client", "--namespace", "inference", values=values)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout.partition("NOTES:")[2])
+
+    assert "Metrics are open to namespace inference alone" in notes()
+    assert "Metrics are open" not in notes(enabled=False)
+    assert "Metrics are open" not in notes(monitoring=[{"namespaceSelector": {"matchLabels": {"a": "b"}}}])
+
+
 async def test_the_notes_curl_works(
     helm: Callable[..., Any], chart: Path, engines: SimulatedFleet, tmp_path: Path
 ) -> None:

@@ -32,6 +32,15 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
+{{/* Labels of Deployments' pods: without versions, which would replace the pods at each upgrade of the chart. Call with
+(list root component) */}}
+{{- define "prefix-router.podLabels" -}}
+{{ include "prefix-router.selector" . }}
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* Image reference. Call with (dict "image" image "tag" default tag) */}}
 {{- define "prefix-router.image" -}}
 {{- if .image.digest -}}
