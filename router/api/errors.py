@@ -75,6 +75,8 @@ def answer(error: ApiError, errors: ErrorFormat) -> tuple[Headers, bytes]:
         headers, body = errors.body(error.status, error.message)
     if error.status == 401:
         headers = [*headers, (b"www-authenticate", b"Bearer")]
+    if error.status == 405:
+        headers = [*headers, (b"allow", b"POST, OPTIONS")]
     if error.retry_after_s is not None:
         headers = [*headers, (b"retry-after", str(error.retry_after_s).encode())]
     return headers, body

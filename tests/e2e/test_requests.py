@@ -170,6 +170,7 @@ async def test_wrong_method_unknown_model_entry_and_metrics_path(build) -> None:
     for path, status in (("/v1/chat/completions", 405), ("/v1/models/nope", 404), ("/metrics", 404)):
         async with system.client.get(system.url + path) as answer:
             assert answer.status == status
+            assert ("allow" in answer.headers) is (status == 405)
             assert (await answer.json())["error"]["message"]
 
 
