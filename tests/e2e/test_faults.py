@@ -73,7 +73,7 @@ async def test_requests_in_flight_on_a_killed_replica_are_answered_elsewhere(bui
 
 
 async def test_a_stream_cut_after_its_first_byte_ends_in_an_error_event_and_is_not_repeated(build) -> None:
-    system = await build(replicas=2, simulator={"record_requests": 50})
+    system = await build(replicas=2, simulator={"record_requests": 10_000})
     for simulated in system.fleet:
         simulated.fault(reset_after_events=3)
     async with system.client.post(system.url + "/v1/chat/completions", json=ask(1) | {"stream": True}) as answer:

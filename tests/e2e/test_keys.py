@@ -138,7 +138,7 @@ async def test_engines_see_their_own_key_and_no_clients(build, keys, monkeypatch
     monkeypatch.setenv("ENGINE_KEY", "engine-secret")
     system = await build(
         replicas=1,
-        simulator={"record_requests": 50},
+        simulator={"record_requests": 10_000},
         settings=keys({"name": "a"}, **{"proxy.api_key_env": "ENGINE_KEY"}),
     )
     await system.post(
@@ -156,7 +156,7 @@ async def test_engines_see_their_own_key_and_no_clients(build, keys, monkeypatch
 @pytest.mark.parametrize(("trusted", "seen"), [(False, None), (True, "1")])
 async def test_routing_headers_of_clients_pass_only_where_allowed(build, trusted: bool, seen: str | None) -> None:
     system = await build(
-        replicas=1, simulator={"record_requests": 50}, settings={"proxy.trust_client_routing": trusted}
+        replicas=1, simulator={"record_requests": 10_000}, settings={"proxy.trust_client_routing": trusted}
     )
     body = {"model": "sim", "messages": [user("hi")], "max_tokens": 1}
     await system.post("/v1/chat/completions", body, **{"X-Data-Parallel-Rank": "1", "Authorization": "Bearer theirs"})
@@ -201,7 +201,7 @@ async def test_salted_tenants_share_nothing_and_are_matched_exactly(build, keys)
 
 async def test_the_salt_changes_nothing_else_of_the_body(build, keys) -> None:
     system = await build(
-        replicas=1, simulator={"record_requests": 50}, settings=keys(*TENANTS, **{"keys.isolation": "salt"})
+        replicas=1, simulator={"record_requests": 10_000}, settings=keys(*TENANTS, **{"keys.isolation": "salt"})
     )
     body = (
         '{ "model":"sim","x_n" : 1e300, "messages":[ {"role":"user","content":"h\\u00e9 é"}],"seed":1E2,"max_tokens":1}'
@@ -232,7 +232,7 @@ async def test_the_salt_changes_nothing_else_of_the_body(build, keys) -> None:
 async def test_no_other_tenants_salt_gets_through(build, keys, path: str, body: str) -> None:
     """What the router can't put a salt into, but engines read, goes nowhere."""
     system = await build(
-        replicas=1, simulator={"record_requests": 50}, settings=keys(*TENANTS, **{"keys.isolation": "salt"})
+        replicas=1, simulator={"record_requests": 10_000}, settings=keys(*TENANTS, **{"keys.isolation": "salt"})
     )
     data = body.replace("SALT", tenant_salt("two", "")).encode()
     headers = {"authorization": "Bearer key-a", "content-type": "application/json"}

@@ -42,7 +42,7 @@ async def test_vllm_adapters_share_with_themselves_alone(build, dialect: str) ->
 
 async def test_sglang_adapters_are_named_with_their_base_or_by_lora_path(build) -> None:
     """The bare name, which it lists, it would serve with the base model: such a request is refused."""
-    system = await build(replicas=1, simulator={"kind": "sglang", "loras": ("ada", "bob"), "record_requests": 50})
+    system = await build(replicas=1, simulator={"kind": "sglang", "loras": ("ada", "bob"), "record_requests": 10_000})
     for model, fields in (("sim", {}), ("sim:ada", {}), ("sim", {"lora_path": "bob"})):
         assert await ask(system, model, **fields) == 0
     for model, fields in (
@@ -87,7 +87,7 @@ async def test_cache_salts_share_with_themselves_alone(build, kind: str, path: s
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "tgi"])
 @pytest.mark.parametrize("model", ["nope", "sim:nope", "SIM", "sim ", "sim/ada"])
 async def test_a_model_nobody_serves_is_refused_and_reaches_no_engine(build, kind: str, model: str) -> None:
-    system = await build(replicas=1, simulator={"kind": kind, "record_requests": 50})
+    system = await build(replicas=1, simulator={"kind": kind, "record_requests": 10_000})
     if kind != "vllm":
         url = system.fleet[0].url + "/v1/chat/completions"
         async with system.client.post(url, json={"model": model, "messages": MESSAGES, "max_tokens": 1}) as answer:

@@ -37,7 +37,7 @@ async def test_another_template_is_found_out_and_requests_still_stay_together(bu
 
 
 async def test_equal_ids_are_not_quarantined(build) -> None:
-    system = await build(replicas=2, simulator={"record_requests": 50}, settings={"prompt.parity_interval_s": 0.1})
+    system = await build(replicas=2, simulator={"record_requests": 10_000}, settings={"prompt.parity_interval_s": 0.1})
     await until(
         lambda: all(
             sum("render" in request.target for request in simulated.requests) >= 10 for simulated in system.fleet

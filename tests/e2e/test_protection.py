@@ -36,7 +36,7 @@ def ask(number: int, **fields: object) -> dict[str, object]:
     ],
 )
 async def test_a_token_id_outside_the_vocabulary_reaches_no_engine(build, path, fields, param) -> None:
-    system = await build(replicas=1, simulator={"record_requests": 10})
+    system = await build(replicas=1, simulator={"record_requests": 10_000})
     status, _, answer = await system.post(path, {"model": "sim", **fields})
     assert status == 400, answer
     assert answer["error"]["param"] == param and answer["error"]["code"] == "invalid_token_id"
@@ -116,7 +116,7 @@ async def test_an_outage_is_not_doubled_by_retries(build) -> None:
 
 
 async def test_the_report_mode_that_spoils_counts_never_reaches_vllm(build) -> None:
-    system = await build(replicas=1, simulator={"record_requests": 10})
+    system = await build(replicas=1, simulator={"record_requests": 10_000})
     status, _, answer = await system.post(
         "/v1/chat/completions", ask(1, vllm_xargs={"kv_cache_report_mode": "full", "x": 1}, seed=7)
     )

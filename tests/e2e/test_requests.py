@@ -68,7 +68,7 @@ async def test_a_burst_with_one_prefix_stays_together_before_any_event_arrives(b
 @pytest.mark.parametrize("padding", [0, 200_000])
 async def test_what_engines_read_beyond_json_gets_there_unchanged(build, padding: int) -> None:
     """Python's own JSON module, with which engines read, takes a byte order mark and numbers without end."""
-    system = await build(replicas=1, simulator={"record_requests": 10})
+    system = await build(replicas=1, simulator={"record_requests": 10_000})
     text = '{"model":"sim","messages":[{"role":"user","content":"x"}],"top_p":Infinity,"pad":"' + "a" * padding + '"}'
     bodies = ["\ufeff".encode() + text.replace("Infinity", "1").encode(), text.encode()]
     for body in bodies:
@@ -83,7 +83,7 @@ async def test_what_engines_read_beyond_json_gets_there_unchanged(build, padding
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 async def test_the_replica_gets_the_clients_bytes(build, policy: str) -> None:
-    system = await build(replicas=2, simulator={"record_requests": 100}, settings={"routing.policy": policy})
+    system = await build(replicas=2, simulator={"record_requests": 10_000}, settings={"routing.policy": policy})
     generator = random.Random(7)
     bodies = [
         b'{"max_tokens":1,\r\n "messages" : [ {"content":"h\\u00e9llo \xe4\xb8\x96\xe7\x95\x8c","role":"user"} ],'
@@ -152,7 +152,7 @@ async def test_the_openai_client_streaming_and_not(build) -> None:
     ],
 )
 async def test_bad_input_is_named_and_changes_nothing(build, path: str, body: bytes, status: int, expected) -> None:
-    system = await build(simulator={"record_requests": 10})
+    system = await build(simulator={"record_requests": 10_000})
     before = system.app.index.blocks
     headers = {"content-type": "application/json"}
     async with system.client.post(system.url + path, data=body, headers=headers) as answer:
@@ -233,7 +233,7 @@ async def test_a_websocket_is_refused_and_it_is_said(build) -> None:
 
 
 async def test_a_browsers_preflight_is_the_engines_to_answer(build) -> None:
-    system = await build(simulator={"record_requests": 10})
+    system = await build(simulator={"record_requests": 10_000})
     asked = {"origin": "http://a.example", "access-control-request-method": "POST"}
     for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
         async with system.client.options(system.url + path, headers=asked) as answer:
@@ -353,7 +353,7 @@ async def test_a_pipelined_raw_client_gets_its_answers_in_order(build) -> None:
     ],
 )
 async def test_control_paths_are_reached_by_no_spelling(build, path: str) -> None:
-    system = await build(simulator={"record_requests": 10})
+    system = await build(simulator={"record_requests": 10_000})
     reader, writer = await asyncio.open_connection("127.0.0.1", system.app.server.port)
     writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
     async with asyncio.timeout(20):

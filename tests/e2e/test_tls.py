@@ -102,7 +102,7 @@ async def test_mtls_on_both_sides_with_the_openai_client(build, stack, tmp_path:
 
 @pytest.mark.parametrize("wrong", ["other authority", "other name", "no client certificate"])
 async def test_a_replica_that_cannot_be_trusted_gets_nothing(build, stack, tmp_path: Path, wrong: str) -> None:
-    system = await build(replicas=1, simulator={"record_requests": 9}, settings={"replicas": []})
+    system = await build(replicas=1, simulator={"record_requests": 10_000}, settings={"replicas": []})
     inside, other = Authority(tmp_path / "in"), Authority(tmp_path / "other")
     engine, ours = inside.issue("engine.internal"), inside.issue("router")
     url = await stack.enter_async_context(behind_tls(system.fleet[0].url, engine, inside.file))

@@ -99,7 +99,7 @@ async def test_replicas_that_no_reading_fits_make_the_router_read_the_file_once_
 
 async def test_ids_are_asked_of_the_engine_where_the_router_has_none(build) -> None:
     settings = {"prompt.unreproducible": "ask_engine", "prompt.ask_timeout_s": 5}
-    system = await build(replicas=2, model_files=None, settings=settings, simulator={"record_requests": 100})
+    system = await build(replicas=2, model_files=None, settings=settings, simulator={"record_requests": 10_000})
     history = turn(1)
     for step in range(3):
         headers, answer = await system.chat(history)
@@ -125,7 +125,7 @@ async def test_without_being_told_so_no_engine_is_asked(build) -> None:
 async def test_ids_are_sent_along_when_that_is_wanted_and_they_are_proven(build) -> None:
     for wanted in (True, False):
         settings = {"prompt.send_token_ids": wanted}
-        system = await build(replicas=1, settings=settings, simulator={"record_requests": 50})
+        system = await build(replicas=1, settings=settings, simulator={"record_requests": 10_000})
         await until(lambda system=system: system.replica(0).verified, "its ids were compared")
         body = {"model": "sim", "messages": turn(1), "max_tokens": 4, "seed": 1}
         _, plain, first = await system.post("/v1/chat/completions", {**body, "return_token_ids": True})
@@ -164,7 +164,7 @@ FINAL = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": 
 async def test_sent_ids_are_those_the_engine_would_have_made(build, kind: str, fields, sent: bool) -> None:
     """Tools, streams, final assistant turns; the engine's own ids are asked of it directly."""
     settings = {"prompt.send_token_ids": True}
-    system = await build(replicas=1, settings=settings, simulator={"kind": kind, "record_requests": 50})
+    system = await build(replicas=1, settings=settings, simulator={"kind": kind, "record_requests": 10_000})
     await until(lambda: system.replica(0).verified, "its ids were compared")
     body = {"model": "sim", "max_tokens": 2, **fields}
     async with system.client.post(system.url + "/v1/chat/completions", json=body) as answer:
@@ -191,7 +191,7 @@ async def test_ids_are_not_sent_to_a_replica_that_reads_otherwise(build, tmp_pat
         replicas=1,
         model_files=str(files),
         settings={"prompt.send_token_ids": True},
-        simulator={"record_requests": 50},
+        simulator={"record_requests": 10_000},
     )
     await until(lambda: system.replica(0).distrust, "it was compared")
     await system.chat(turn(1))

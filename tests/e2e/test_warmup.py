@@ -49,7 +49,7 @@ async def test_nothing_hot_nothing_sent(build: Build) -> None:
     replica = Replica(late.url.removeprefix("http://"), late.url)
     system.app.add(replica)
     await until(lambda: replica.health is Health.UP, "the replica is used")
-    assert not system.app.warmup._tasks
+    await until(lambda: not system.app.warmup._tasks, "warming is over")
     assert system.app.warmup.tokens == 0
 
 
@@ -59,10 +59,11 @@ async def test_a_replica_that_refuses_is_used_all_the_same(build: Build) -> None
     await system.app.remove(system.replica(1).id)
     await crowd(system, 6)
     replica = Replica(late.url.removeprefix("http://"), late.url)
+    late.fault(status=503)
     system.app.add(replica)
     await until(lambda: replica.health is Health.UP, "the replica is used")
-    late.fault(status=503)
     await until(lambda: not system.app.warmup._tasks, "warming is over")
+    assert system.app.warmup.tokens == 0
     late.clear_faults()
     await crowd(system, 2)
     assert (replica.load.running, replica.load.pending_prefill) == (0, 0)

@@ -256,11 +256,14 @@ async def test_direct_lookups_cost_nothing_while_redis_is_away(
     server.pause()
     assert await direct.lookup([1]) == {}
     await until(lambda: registry.health.trouble == "slow")
-    asked = direct.counters.timeouts
-    started = time.process_time()
-    for _ in range(100):
-        assert await direct.lookup([1]) == {}
-    assert time.process_time() - started < 0.05
+    asked, skipped, took = direct.counters.timeouts, direct.counters.skipped, []
+    for _ in range(3):  # the collector may run in one of them
+        started = time.process_time()
+        for _ in range(100):
+            assert await direct.lookup([1]) == {}
+        took.append(time.process_time() - started)
+    assert min(took) < 0.05
+    assert direct.counters.skipped == skipped + 300
     assert direct.counters.timeouts == asked >= 1
     assert direct.health.trouble == "slow"
     server.resume()
