@@ -186,6 +186,7 @@ async def test_a_session_is_one_session_to_all_routers(shared) -> None:
                 lambda other=other, step=step: [s.steps for s in other.placement.lineage] == [step + 1],  # type: ignore[misc]
                 "both routers know the step",
             )
+            await system.exact(other)
     assert len(homes) == 1
     (first,), (second,) = list(one.placement.lineage), list(two.placement.lineage)
     assert (first.id, first.home, first.prompt_tokens) == (second.id, second.home, second.prompt_tokens)

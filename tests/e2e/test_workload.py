@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from e2e.conftest import Build
+
 from loadtest.run import run_workload
 from loadtest.workloads import agents
+from replica.simulator.scheduler import Counters
 from replica.simulator.timing import time_model
 
 
-async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_answers_sooner(build) -> None:
+async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_answers_sooner(build: Build) -> None:
     # 32 agents in 4 groups that share a system prompt each, 8 steps of 300 tokens.
     workload = agents(sessions=32, steps=8, groups=4, system_tokens=1500, output_tokens=8, think_s=0.05, seed=3)
-    prefilled: dict[str, int] = {}
-    mean: dict[str, float] = {}
-    for policy in ("round_robin", "prefix"):
+
+    async def run(policy: str) -> tuple[Counters, float]:
+        """What the fleet did, and the mean time to the first token."""
         # A 70B model at half speed: simulated prefills are long against this machine's own noise.
         system = await build(
             replicas=8,
@@ -21,10 +26,13 @@ async def test_prefix_prefills_at_most_40_percent_of_round_robin_and_answers_soo
         )
         result = await run_workload(system.url, workload, model="sim", concurrency=16)
         assert result.summary.errors == 0
-        prefilled[policy] = system.fleet.total().prefilled
         assert result.summary.ttft is not None
-        mean[policy] = result.summary.ttft.mean
         await system.idle()
-    assert prefilled["prefix"] <= 0.4 * prefilled["round_robin"], prefilled
+        return system.fleet.total(), result.summary.ttft.mean
+
+    # At the same time: what else this machine does slows down both.
+    (blind, blind_s), (aware, aware_s) = await asyncio.gather(run("round_robin"), run("prefix"))
+    assert aware.prefilled <= 0.4 * blind.prefilled
+    assert aware.prefill_busy_s <= 0.4 * blind.prefill_busy_s
     # The tail is the cold start of 16 agents at once, under any policy; tests/replay asserts on tails, in virtual time.
-    assert mean["prefix"] < 0.8 * mean["round_robin"], mean
+    assert aware_s < 0.8 * blind_s

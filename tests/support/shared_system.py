@@ -37,7 +37,7 @@ class Shared:
     ) -> None:
         self.fleet = fleet
         self.url = url
-        self.redis = {"timeout_s": 0.5, **(redis or {})}
+        self.redis = {"timeout_s": 5, **(redis or {})}
         self.lease_s = lease_s
         self.stack = stack
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
@@ -68,8 +68,8 @@ class Shared:
         settings = {
             "listen.port": 0, "admin.port": 0, "health.interval_s": 0.1, "shutdown.grace_s": 1,
             "index.backend": "redis", "index.lookup": lookup, "redis.url": self.url,
-            "redis.lookup_timeout_s": 1.0, **{f"redis.{name}": value for name, value in redis.items()},
-            **(settings or {}),
+            "redis.timeout_s": 5, "redis.lookup_timeout_s": 5,
+            **{f"redis.{name}": value for name, value in redis.items()}, **(settings or {}),
         }  # fmt: skip
         if replicas is not None:
             settings["replicas"] = replicas
