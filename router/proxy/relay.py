@@ -76,8 +76,9 @@ class Relay:
 
     def finish(self) -> None:
         """The body came whole."""
+        in_event = bool(self._held)
         self._flush()
-        if self._closing is not None and self._at_boundary:
+        if self._closing is not None and self._at_boundary and not in_event:
             self._response.write(self._closing(self._watch.usage()))
         self._response.end()
 

@@ -18,6 +18,7 @@ from router.http.limits import Limits, UpstreamLimits
 from router.http.message import Request
 from router.http.upstream import Origin
 from router.proxy.headers import request_head
+from router.proxy.plan import Target
 from router.proxy.retry import RetryPolicy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Engine: e\r\n\r\nok"
@@ -258,6 +259,18 @@ async def test_stream_passes_byte_for_byte_with_usage(upstream, route):
         assert outcome.usage is not None and outcome.usage.cached_tokens == 8 and outcome.usage.prompt_tokens == 9
         assert outcome.events == 4 and outcome.ttft_s is not None and outcome.error is None
     assert up.connections == 1
+
+
+@pytest.mark.parametrize(("end", "told"), [(b"\n\n", True), (b"\n", False), (b"", False)])
+async def test_a_closing_comment_is_never_put_into_an_event(upstream, route, end, told):
+    async def script(raw, request, number):
+        await raw.send(SSE + chunk(b"data: 1\n\n") + chunk(b"data: [DONE]" + end) + LAST_CHUNK)
+
+    up = await upstream(script)
+    router = await route(up)
+    router.targets[:] = [Target("r0", up.origin, closing=lambda usage: b": closing\n\n")]
+    payload = ChunkScanner().feed(body_of(await router.post()))
+    assert payload == b"data: 1\n\ndata: [DONE]" + end + (b": closing\n\n" if told else b"")
 
 
 EVENT = b"data: 1\n\n"
