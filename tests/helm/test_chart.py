@@ -249,6 +249,30 @@ def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str,
             {"fullnameOverride": "f" * 40, "engines": [engine(name="a" * 29 + b)["engines"][0] for b in "bc"]},
             "cut to 57 characters",
         ),
+        *(
+            (STATIC | {"router": {"config": {section: {key: value}}}}, f"router.config.{section}.{key}: use {instead}")
+            for section, key, value, instead in (
+                ("listen", "port", 8080, "router.port"),
+                ("admin", "port", 9100, "router.adminPort"),
+                ("shutdown", "delay_s", 30, "router.unreadySeconds"),
+                ("shutdown", "grace_s", 600, "router.drainSeconds"),
+                ("index", "backend", "redis", "redis"),
+                ("redis", "url", "redis://a:1", "redis.external"),
+            )
+        ),
+        (STATIC | {"router": {"config": {"models": [{"name": "a"}]}}}, "router.config.models: use router.models"),
+        (
+            STATIC | {"router": {"config": {"replicas": [{"url": "http://a:1"}]}}},
+            "router.config.replicas: use replicas",
+        ),
+        (
+            STATIC | BUNDLED | {"router": {"autoscaling": {"kind": "hpa", "minReplicas": 9, "maxReplicas": 8}}},
+            "router.autoscaling: minReplicas (9) is above maxReplicas (8)",
+        ),
+        (
+            engine(autoscaling={"enabled": True, "prometheusAddress": "http://p", "minReplicas": 5}),
+            "m: autoscaling: minReplicas (5) is above maxReplicas (4)",
+        ),
         (engine(model={"servedName": "a"}), "model.id is required"),
         (engine(gpus=8, dataParallel=8, events={"port": 5557, "replayPort": 5558}), "at least dataParallel (8)"),
         (engine(gpus=8, tensorParallel=3), "must be the pod's gpus (8)"),

@@ -153,6 +153,23 @@ seccompProfile:
 {{- if and .Values.monitoring.serviceMonitor.enabled .Values.router.adminTls.secretName (not .Values.monitoring.serviceMonitor.tlsConfig) -}}
 {{- fail "monitoring.serviceMonitor with router.adminTls needs monitoring.serviceMonitor.tlsConfig: how Prometheus checks the certificate" -}}
 {{- end -}}
+{{- $config := .Values.router.config | default dict -}}
+{{- range list
+  (list "listen.port" "router.port") (list "admin.port" "router.adminPort")
+  (list "shutdown.delay_s" "router.unreadySeconds") (list "shutdown.grace_s" "router.drainSeconds")
+  (list "index.backend" "redis") (list "redis.url" "redis.external")
+  (list "models" "router.models") (list "replicas" "replicas")
+-}}
+{{- $at := splitList "." (first .) -}}
+{{- $section := ternary $config (get $config (first $at) | default dict) (eq (len $at) 1) -}}
+{{- if hasKey $section (last $at) -}}
+{{- fail (printf "router.config.%s: use %s, from which the chart makes the rest of the installation too" (first .) (last .)) -}}
+{{- end -}}
+{{- end -}}
+{{- $scaling := .Values.router.autoscaling -}}
+{{- if and (ne $scaling.kind "none") (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- fail (printf "router.autoscaling: minReplicas (%d) is above maxReplicas (%d)" (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- end -}}
 {{- $fullname := include "prefix-router.fullname" . -}}
 {{- $taken := list (printf "%s-admin" $fullname) (printf "%s-valkey" $fullname) -}}
 {{- $names := list -}}
@@ -174,6 +191,9 @@ seccompProfile:
 {{- end -}}
 {{- if and (eq $engine.cache.kind "existingClaim") (not $engine.cache.claimName) -}}
 {{- fail (printf "engines: %s: cache.kind=existingClaim needs cache.claimName" $engine.name) -}}
+{{- end -}}
+{{- if and $engine.autoscaling.enabled (gt (int $engine.autoscaling.minReplicas) (int $engine.autoscaling.maxReplicas)) -}}
+{{- fail (printf "engines: %s: autoscaling: minReplicas (%d) is above maxReplicas (%d)" $engine.name (int $engine.autoscaling.minReplicas) (int $engine.autoscaling.maxReplicas)) -}}
 {{- end -}}
 {{- if and $engine.autoscaling.enabled (not $engine.autoscaling.prometheusAddress) -}}
 {{- fail (printf "engines: %s: autoscaling needs autoscaling.prometheusAddress" $engine.name) -}}
