@@ -400,7 +400,7 @@ def test_pods_are_replaced_for_what_the_router_cannot_reload(render: Render, cha
     assert not [field for field in Config.__struct_fields__ if reload.is_fixed(field) and field not in fixed]
     before = checksum(render, {})
     for key, value in {
-        "index": {"max_blocks": 5}, "redis": {"pool": "x"}, "observe": {"sessions_mb": 7}, "listen.port": 8001,
+        "index": {"max_blocks": 5}, "redis": {"pool": "x"}, "observe": {"sessions_mb": 7}, "listen.host": "::",
         "admin.host": "::", "admission.max_queue": 9, "prompt.chain_cache_mb": 9, "routing.max_sessions": 9,
     }.items():  # fmt: skip
         assert checksum(render, setting(key, value)) != before, key
