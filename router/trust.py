@@ -82,7 +82,8 @@ class Record:
 class _Look:
     """One prompt's blocks, to be looked for at `due` (loop time); `best` were seen of `expected`.
 
-    `clears`: how often the replica's blocks had been forgotten when it began.
+    `clears`, `failures`: how often the replica's blocks had been forgotten, and the index could not be read, when it
+    began.
     """
 
     due: float
@@ -92,6 +93,7 @@ class _Look:
     chain: list[int]
     expected: int
     clears: int
+    failures: int
     best: int = 0
 
 
@@ -161,6 +163,8 @@ class Trust:
         """A request with this prompt was answered; `match`: what the replica's events said it held before."""
         record = self._records.get(replica.id)
         if record is None or replica.feed is not Feed.EVENTS or not prompt.exact or not prompt.chain:
+            return
+        if not self._feeds.answers:  # what is known is old: that speaks of no token ids
             return
         usage = outcome.usage
         if usage is not None:
@@ -241,8 +245,10 @@ class Trust:
         if not expected or len(self._looks) >= _MAX_WAITING:
             return
         now = asyncio.get_running_loop().time()
-        clears = self._feeds.history(record.replica.id)[0]
-        self._looks.append(_Look(now + _LOOKS_S[0], now, 0, record, prompt.chain[:expected], expected, clears))
+        clears, failures = self._feeds.history(record.replica.id)[0], self._feeds.failures
+        self._looks.append(
+            _Look(now + _LOOKS_S[0], now, 0, record, prompt.chain[:expected], expected, clears, failures)
+        )
         if self._looker is None or self._looker.done():
             self._looker = asyncio.create_task(self._look(), name="look for blocks")
 
@@ -259,8 +265,11 @@ class Trust:
                 if look.best < look.expected and look.step < len(_LOOKS_S):
                     look.due = look.began + _LOOKS_S[look.step]
                     continue
-                # What a restart, a reset or a loss of events that was noticed took away speaks of no token ids.
-                if look.best == look.expected or self._feeds.history(replica.id)[0] == look.clears:
+                # What a restart, a reset or a loss of events that was noticed took away, or an index that could not be
+                # read hid, speaks of no token ids.
+                now = self._feeds.history(replica.id)[0], self._feeds.failures
+                undisturbed = self._feeds.answers and now == (look.clears, look.failures)
+                if look.best == look.expected or undisturbed:
                     record.blocks.note(look.expected, look.best)
                     self._judge(record)
             self._looks.remove(look)

@@ -137,6 +137,16 @@ class Feeds:
         """Whether the replica's events say what it holds of such a prompt."""
         return _followed(replica, exact)
 
+    @property
+    def answers(self) -> bool:
+        """Whether lookups tell what events say by now; not while a shared index can't be read."""
+        return self.shared is None or self.shared.answers
+
+    @property
+    def failures(self) -> int:
+        """How often a shared index could not be read."""
+        return 0 if self.shared is None else self.shared.failures
+
     def history(self, entry: str) -> Clears:
         """How often all that an entry held was forgotten, and why."""
         return self.index.clears.get(entry, _NEVER)

@@ -109,6 +109,17 @@ class SharedIndex:
             )
         return Feed.EVENTS, ""
 
+    @property
+    def answers(self) -> bool:
+        """Whether Redis tells now what agents publish."""
+        reader = self.mirror or self.direct
+        return self.registry.health.trouble is None and (reader is None or reader.health.trouble is None)
+
+    @property
+    def failures(self) -> int:
+        """How often it did not, since the start; single lookups that took too long don't count."""
+        return self.registry.health.failures + (0 if self.mirror is None else self.mirror.health.failures)
+
     def degraded(self) -> Iterator[str]:
         """What is wrong with the shared index, for /ready."""
         if self.registry.health.trouble is not None:

@@ -177,7 +177,7 @@ async def test_full(servers: Callable[..., Server], kind: str) -> None:
 async def test_slow(servers: Callable[..., Server], kind: str, lookup: str) -> None:
     server = servers(kind)
     async with shared_system(server.url, lease_s=LEASE_S) as system:
-        app = await system.router(lookup, timeout_s=0.3, lookup_timeout_s=0.05)
+        app = await system.router(lookup, timeout_s=1, lookup_timeout_s=0.5)
         await system.up(app)
         traffic = Traffic(system, app)
         async with traffic.flowing():
@@ -188,6 +188,23 @@ async def test_slow(servers: Callable[..., Server], kind: str, lookup: str) -> N
             await traffic.more(50)
             server.resume()
             await well(system, app, traffic)
+
+
+@pytest.mark.parametrize("lookup", ["mirror", "redis"])
+async def test_an_outage_speaks_against_no_replica(servers: Callable[..., Server], lookup: str) -> None:
+    """Blocks that an agent can't publish are not missing, and an old index's predictions are not wrong."""
+    server = servers("valkey")
+    async with shared_system(server.url) as system:
+        app = await system.router(lookup, timeout_s=0.3, lookup_timeout_s=0.3)
+        await system.up(app)
+        server.pause()
+        await says(system, app, "does not answer in time")
+        for number in range(40):
+            await system.ask(app, [{"role": "user", "content": f"{number} is the number of this one. " * 40}])
+        await until(lambda: not app.trust._looks, "all blocks were looked for")
+        assert not any(replica.distrust for replica in app.fleet), [replica.distrust for replica in app.fleet]
+        assert not app.trust.alerts()
+        server.resume()
 
 
 async def test_emptied_while_it_runs(servers: Callable[..., Server]) -> None:
