@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
+from collections.abc import Iterator
 
 _RANGE = range(20_000, 32_000)
 """Below the ports that Linux gives to whoever asks for any (from 32,768): nobody gets one of these by chance between
 its pick here and its use, nor while the server that has it is restarted."""
 _given: set[int] = set()
+
+
+@contextlib.contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port whose connections are refused: it is held, so that nobody else listens there meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def free_port() -> int:
