@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What downloads is tried three times: a registry may be away for a moment.
 tried = $(1) || { sleep 5; $(1); } || { sleep 20; $(1); }
 
-.PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench bench-peers docs soak clean
+.PHONY: help demo test fuzz-events fuzz-requests test-engines test-helm lint format bench bench-peers soak clean
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 

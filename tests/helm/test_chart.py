@@ -118,6 +118,13 @@ MATRIX: dict[str, dict[str, Any]] = {
         "test": {"apiKey": {"secretName": "7"}, "clientSecretName": "6"},
         "serviceAccount": {"create": False, "name": "4"},
     },
+    "a model in the engine's volume": {
+        "router": {"models": [{"name": "a", "files": "org/a"}]},
+        "engines": [
+            {"name": name, "kind": "vllm", "model": {"id": f"/models/{name}", "servedName": name} | files}
+            for name, files in {"a": {}, "b": {"routerFiles": "none"}, "c": {"routerFiles": "org/c"}}.items()
+        ],
+    },
     "no events, no gpu": engine(gpus=0, events={"enabled": False}, agent={"enabled": False}),
     "placed router": STATIC
     | {
@@ -273,6 +280,7 @@ def test_schema_refuses(helm: Callable[..., Any], chart: Path, values: dict[str,
             engine(autoscaling={"enabled": True, "prometheusAddress": "http://p", "minReplicas": 5}),
             "m: autoscaling: minReplicas (5) is above maxReplicas (4)",
         ),
+        (engine(model={"id": "/models/a", "servedName": "a"}), "the router does not have the engine's volume"),
         (engine(model={"servedName": "a"}), "model.id is required"),
         (engine(gpus=8, dataParallel=8, events={"port": 5557, "replayPort": 5558}), "at least dataParallel (8)"),
         (engine(gpus=8, tensorParallel=3), "must be the pod's gpus (8)"),

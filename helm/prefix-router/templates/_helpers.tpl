@@ -170,6 +170,8 @@ seccompProfile:
 {{- if and (ne $scaling.kind "none") (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
 {{- fail (printf "router.autoscaling: minReplicas (%d) is above maxReplicas (%d)" (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
 {{- end -}}
+{{- $described := list -}}
+{{- range .Values.router.models }}{{- $described = append $described .name -}}{{- end -}}
 {{- $fullname := include "prefix-router.fullname" . -}}
 {{- $taken := list (printf "%s-admin" $fullname) (printf "%s-valkey" $fullname) -}}
 {{- $names := list -}}
@@ -180,6 +182,9 @@ seccompProfile:
 {{- if has $engine.fullname $taken -}}{{- fail (printf "engines: %s: %s is the name of something else in this release (names are cut to 57 characters): choose another name, or a shorter fullnameOverride" $engine.name $engine.fullname) -}}{{- end -}}
 {{- $taken = append $taken $engine.fullname -}}
 {{- if not $engine.model.id -}}{{- fail (printf "engines: %s: model.id is required" $engine.name) -}}{{- end -}}
+{{- if and (hasPrefix "/" $engine.model.id) (not $engine.model.routerFiles) (not (has $engine.servedName $described)) -}}
+{{- fail (printf "engines: %s: model.id is a path, but the router does not have the engine's volume: set model.routerFiles to a hub id, to a path that router.extraVolumes mounts, or to none" $engine.name) -}}
+{{- end -}}
 {{- if and $engine.events.enabled (lt (sub (int $engine.events.replayPort) (int $engine.events.port) | int) (int $engine.dataParallel)) -}}
 {{- fail (printf "engines: %s: events.replayPort must be at least dataParallel (%d) above events.port: rank r uses port + r of both" $engine.name (int $engine.dataParallel)) -}}
 {{- end -}}
