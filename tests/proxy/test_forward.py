@@ -304,7 +304,7 @@ async def test_an_event_goes_on_as_soon_as_it_is_whole(upstream, route, framing,
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(b"POST / HTTP/%b\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % version)
     got, scanner = b"", ChunkScanner()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await reader.readuntil(b"\r\n\r\n")
         while got != b"".join(pieces):
             data = await reader.read(65536)
