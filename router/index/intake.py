@@ -29,6 +29,7 @@ class FeedStatus:
     reason: str = ""
     """Why it is unsupported, or why the last clear happened."""
     last_seq: int = -1
+    """The last batch applied; -1: none since the last clear."""
     gaps: int = 0
     replays: int = 0
     replay_timeouts: int = 0

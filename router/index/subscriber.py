@@ -168,9 +168,11 @@ class EventSubscriber:
     def _act(self, action: Action) -> None:
         if isinstance(action, Apply):
             self._intake.apply(action.payload, live=not self._sequencer.replaying)
+            self.status.last_seq = action.seq
         elif isinstance(action, RequestReplay):
             self._request_replay(action.start)
         elif isinstance(action, Clear):
+            self.status.last_seq = -1
             self._intake.clear(Cleared.RESTARTED if action.restarted else Cleared.LOST, action.reason)
 
     def _request_replay(self, start: int) -> None:
@@ -196,7 +198,7 @@ class EventSubscriber:
     def _settle(self) -> None:
         """Bring the status up to date; tell of a changed state."""
         status, sequencer = self.status, self._sequencer
-        status.last_seq, status.gaps = sequencer.last, sequencer.gaps
+        status.gaps = sequencer.gaps
         if status.state == "unsupported" or self._pending:
             return
         state: State = "replaying" if sequencer.replaying else "live" if self._connected else "connecting"

@@ -72,6 +72,19 @@ def replay(tmp_path: Path) -> str:
 Make = Callable[..., Any]
 
 
+def test_a_batch_is_told_as_the_last_once_it_is_applied() -> None:
+    """Not when it is read: where a slice of time ends in between, who waits for it would look at an older index."""
+    index = MemoryIndex(10_000)
+    index.add_replica("r")
+    subscriber = EventSubscriber("r", "ipc://nowhere", None, "kv", CacheLedger("m", SIZE), index)
+    subscriber._live([b"kv", (0).to_bytes(8, "big"), stored(1)])
+    subscriber._settle()
+    assert (subscriber.status.last_seq, held(index, 1)) == (-1, [])
+    subscriber._act(subscriber._pending.popleft())
+    subscriber._settle()
+    assert (subscriber.status.last_seq, held(index, 1)) == (0, [1])
+
+
 @pytest.mark.parametrize("topic_frame", [True, False])
 async def test_starts_from_the_replay_and_goes_on_live(
     publishers: Make, live: str, replay: str, topic_frame: bool
