@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from support.process import ReplicaProcess, RouterProcess
 from support.redis_server import Server
+from support.waiting import PATIENCE_S
 
 PRELOAD = """
 import signal, time
@@ -87,6 +88,18 @@ class Chaos:
         self._broken.add(index)
         return index
 
+    async def _mended(self, index: int) -> None:
+        """Once the router uses it again: until then another one that is broken would be one too many."""
+        name = self._replicas[index].url.removeprefix("http://")
+        up = f'prefix_router_replica_up{{replica="{name}"}} 1.0'
+        async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession() as session:
+            while True:
+                async with session.get(self._router.admin_url + "/metrics") as answer:
+                    if up in await answer.text():
+                        break
+                await asyncio.sleep(0.1)
+        self._broken.discard(index)
+
     async def _fault(self, index: int, **values: object) -> None:
         async with (
             aiohttp.ClientSession() as session,
@@ -99,7 +112,7 @@ class Chaos:
         await self._fault(index, **values)
         await asyncio.sleep(self._rng.uniform(0.5, 1.5))
         await self._fault(index, clear=True)
-        self._broken.discard(index)
+        await self._mended(index)
 
     async def kill(self) -> None:
         index = self._take()
@@ -107,8 +120,7 @@ class Chaos:
         await replica.stop(signal.SIGKILL)
         await asyncio.sleep(self._rng.uniform(0.2, 1.5))
         await replica.start()
-        await asyncio.sleep(1)
-        self._broken.discard(index)
+        await self._mended(index)
 
     async def hang(self) -> None:
         """As a machine that stands still: connections are taken by its kernel, nothing is answered."""
@@ -116,8 +128,7 @@ class Chaos:
         self._replicas[index].send(signal.SIGSTOP)
         await asyncio.sleep(self._rng.uniform(0.5, 2))
         self._replicas[index].send(signal.SIGCONT)
-        await asyncio.sleep(0.5)
-        self._broken.discard(index)
+        await self._mended(index)
 
     async def dns(self) -> None:
         """An address leaves the name, and comes back."""
@@ -127,8 +138,7 @@ class Chaos:
         self._write([address for address in everyone if address != gone])
         await asyncio.sleep(self._rng.uniform(0.5, 1.5))
         self._write([*self._hosts.read_text().split(), gone])
-        await asyncio.sleep(0.5)
-        self._broken.discard(index)
+        await self._mended(index)
 
     def _write(self, addresses: list[str]) -> None:
         new = self._hosts.with_suffix(".new")

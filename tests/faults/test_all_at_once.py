@@ -20,7 +20,8 @@ async def test_everything_at_once(tmp_path: Path) -> None:
         traffic.stop()
         await load
         print(dict(traffic.counts), dict(chaos.done))
-        assert not traffic.failures, (len(traffic.failures), traffic.failures[:5], dict(chaos.done))
+        said = [f"{len(traffic.failures)} failed of {dict(traffic.counts)}; {dict(chaos.done)}", *traffic.failures[:20]]
+        assert not traffic.failures, "\n".join(said)
         assert traffic.counts["answered"] > 100
         assert await found.left_over() == []
         await found.up(4)
