@@ -30,6 +30,7 @@ from router.prompt.vocabulary import check_ids
 LONG_BYTES = 128 * 1024
 _LONG_CHARS = 256 * 1024  # a text from this size on takes milliseconds to cut where special tokens are close together
 _MANY_MESSAGES = 400  # that take 4 ms to convert and to render when they are new
+_MANY_VALUES = 5000  # that take so long to measure, and half a millisecond to count
 UNREAD = "unread"
 _MANY = 256  # prompts whose ids take half a millisecond to look through
 _BLOCKS_AT_ONCE = 4096  # about 1 ms of hashing
@@ -235,8 +236,7 @@ class PromptStage:
         if spec.inexact is not None:
             raise Inexact(spec.inexact)
         try:
-            messages = request.body.get("messages") or request.body.get("input")
-            if isinstance(messages, list) and len(messages) > _MANY_MESSAGES and not request.prompts:
+            if _elaborate(request):
                 render = partial(parts_of, request, spec, engine, aside=True)
                 plan = await asyncio.get_running_loop().run_in_executor(self._pool, render)
             else:
@@ -294,10 +294,34 @@ class PromptStage:
                 took.lap("hash")
                 return Prompt(len(ids) // TOKEN_BYTES, chain, spec.block_size, True, None, ids)
         try:
-            text = canonical_text(request)
+            if _elaborate(request):
+                text = await asyncio.get_running_loop().run_in_executor(self._pool, canonical_text, request)
+            else:
+                text = canonical_text(request)
         except RecursionError:  # nested deeper than text can be taken from: routed by load
             text = b""
         size = CHUNK_BLOCKS * spec.block_size
         chain = await self._chain(approximate_root(start), text, size)
         took.lap("hash")
         return Prompt(len(text) // TOKEN_BYTES, chain, size, False, reason)
+
+
+def _elaborate(request: ApiRequest) -> bool:
+    """Whether the messages and what belongs to them are too much to look through on the loop."""
+    if request.prompts:
+        return False
+    messages = request.body.get("messages") or request.body.get("input")
+    if isinstance(messages, list) and len(messages) > _MANY_MESSAGES:
+        return True
+    if request.size <= LONG_BYTES:
+        return False
+    left: list[Any] = [request.body]
+    for _ in range(_MANY_VALUES):
+        if not left:
+            return False
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return True

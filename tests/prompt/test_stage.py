@@ -268,6 +268,35 @@ async def test_thousands_of_prompts_leave_the_loop_free(tiny: ChatModel, kind: s
     assert min([await longest() for _ in range(3)]) < 0.005
 
 
+async def test_a_tool_with_very_many_values_leaves_the_loop_free(tiny: ChatModel) -> None:
+    """A template's time goes into looking through them; none of that is the loop's."""
+    template = {"default": "{{ tools | tojson }}"}
+    model, fresh = [ChatModel(tiny.tokenizer, template, {}, max_seconds=60.0) for _ in range(2)]
+    stage = PromptStage({"m": ModelSpec("m", model)})
+    turns = [0.0]
+
+    async def others() -> None:
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            turns.append(time.thread_time() - last)
+            last = time.thread_time()
+
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": [{} for _ in range(60_000)]}}}
+    messages = [{"role": "user", "content": "hi"}]
+    asked = await stage.parse(CHAT, json.dumps({"model": "m", "messages": messages, "tools": [tool]}).encode())
+    beat = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    prompt = await stage.prepare(asked)
+    beat.cancel()
+    started = time.thread_time()
+    fresh.render(messages, [tool])
+    took = time.thread_time() - started
+    assert max(turns) < took / 4, (max(turns), took)
+    assert prompt.exact and prompt.tokens > 60_000
+    stage.close()
+
+
 async def test_thousands_of_short_messages_leave_the_loop_free(tiny: ChatModel) -> None:
     """Their ids are what a step by step rendered history's are; another's request is not held up meanwhile."""
     stage = PromptStage({"m": ModelSpec("m", tiny)})
