@@ -198,7 +198,7 @@ class Replay:
         assert live is not None
         assert routed is not None
         self._see(now)
-        self.router.ended(routed, job.keys[: job.computed // self.workload.block], now)  # type: ignore[arg-type]
+        self.router.ended(routed, job.keys[: job.computed // self.workload.block], now, job.max_tokens)  # type: ignore[arg-type]
         first = job.first_token_at + self.settings.network_s
         stayed = None if live.home < 0 else live.home == routed.place
         self.outcome.add(job.prompt_len, job.cached, job.max_tokens, routed, first - routed.sent_at, now, stayed)

@@ -119,8 +119,8 @@ class VirtualRouter:
         if self.observer is not None:
             self.observer.first_byte(routed.ask, self.replicas[routed.place], now - routed.sent_at)
 
-    def ended(self, routed: Routed, chain: Sequence[int], now: float) -> None:
-        """The answer is complete; `chain`: full blocks of prompt and answer."""
-        routed.sent.ended(now)
+    def ended(self, routed: Routed, chain: Sequence[int], now: float, tokens: int = 0) -> None:
+        """The answer of `tokens` is complete; `chain`: full blocks of prompt and answer."""
+        routed.sent.ended(now, tokens)
         if self.observer is not None:
             self.observer.ended(routed.ask, self.replicas[routed.place], chain, now - routed.sent_at)

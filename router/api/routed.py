@@ -330,7 +330,7 @@ class Routed:
         if self._traced is not None:
             self._traced.sent(attempt)
         if self._sent is not None:
-            self._sent.ended(monotonic())
+            self._sent.ended(monotonic(), attempt.tokens)
             self._sent = None
             self._route.fleet.changed()
             self._route.turns.admission.pump()

@@ -41,6 +41,10 @@ class Load:
 
     __slots__ = (
         "absent",
+        "area",
+        "area_at",
+        "computed",
+        "context",
         "due",
         "head",
         "other_prefill",
@@ -71,6 +75,12 @@ class Load:
         self.head: Ticket | None = None
         """The first of them: what the replica is taken to compute, since `since`."""
         self.since = 0.0
+        self.context = 0
+        """Prompt tokens of what was sent and has not ended."""
+        self.area = self.area_at = 0.0
+        """The integral of `context` until `area_at`, token seconds."""
+        self.computed = 0
+        """Prefill work done so far, ever."""
         self.start = 0.0
         self.prefilled = 0.0
         self.absent = 0.0
@@ -120,6 +130,13 @@ class Load:
         self.absent += sequences * weight
         self.running += sequences
 
+    def decoded(self, context: int, now: float) -> float:
+        """Prompts of `context` tokens came (or went, below 0) at `now`; returns the integral until then."""
+        self.area += self.context * (now - self.area_at)
+        self.area_at = now
+        self.context += context
+        return self.area
+
     def left(self, now: float, rate: float) -> int:
         """Prefill work that waits there, less what is done of the first prompt at `rate` tokens a second.
 
@@ -135,17 +152,19 @@ class Load:
         sequences: int = 1,
         now: float = 0.0,
         *,
+        context: int = 0,
         ahead: int = 0,
         due: float = math.inf,
         told: bool = True,
     ) -> Ticket:
         """Count a dispatch at once, before the bytes are sent.
 
-        `ahead`: prefill work until its first token, its own included; `due`: when that is expected. `told`: its first
+        `context`: the prompts' tokens. `ahead`: prefill work until its first token, its own included; `due`: when that
+        is expected. `told`: its first
         byte tells when its prompt is computed; otherwise that counts as computed when it is due.
         """
         self.changed(work, sequences, now)
-        ticket = Ticket(self, work, sequences, now, ahead, due)
+        ticket = Ticket(self, work, sequences, now, context, ahead, due)
         if not told:
             heappush(self.due, (due, id(ticket), ticket))
         return ticket
@@ -154,10 +173,16 @@ class Load:
 class Ticket:
     """One dispatch. Whatever happens to the request, `end` is called once or more; only the first call counts."""
 
-    __slots__ = ("_load", "_sequences", "ahead", "at", "due", "prefill")
+    __slots__ = ("_area", "_computed", "_load", "_sequences", "ahead", "among", "at", "context", "due", "prefill")
 
-    def __init__(self, load: Load, work: int, sequences: int, at: float, ahead: int, due: float) -> None:
+    def __init__(self, load: Load, work: int, sequences: int, at: float, context: int, ahead: int, due: float) -> None:
         self._load = load
+        self._area = 0.0
+        self._computed = 0
+        self.context = context
+        self.among = load.context
+        """Context of what was there when it was sent."""
+        load.decoded(context, at)
         self._sequences = sequences
         self.prefill = work
         self.at = at
@@ -175,12 +200,21 @@ class Ticket:
         if self in load.waiting:
             del load.waiting[self]
             load.pending_prefill -= self.prefill
+            load.computed += self.prefill
+            self._computed = load.computed
+            self._area = load.decoded(0, now)
             load.head = next(iter(load.waiting), None)
             load.since = now
+
+    def beside(self, now: float) -> tuple[float, int]:
+        """Since its first byte: (the integral of the context there, prefill work computed)."""
+        load = self._load
+        return load.decoded(0, now) - self._area, load.computed - self._computed
 
     def end(self, now: float = 0.0) -> None:
         """The request is over, well or badly."""
         self.first_byte(now)
         if self._sequences:
+            self._load.decoded(-self.context, now)
             self._load.changed(0, -self._sequences, now)
             self._sequences = 0

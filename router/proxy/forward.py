@@ -311,7 +311,10 @@ class _Forwarding:
             response.attach(None)
             outcome.error = attempt.error
             outcome.ttft_s = watch.first_at - self.started if watch.first_at is not None else None
-            outcome.usage = watch.usage()
+            outcome.usage = usage = watch.usage()
+            if attempt.error is None:
+                told = usage.completion_tokens if usage is not None else None
+                attempt.tokens = watch.events if told is None else told
             outcome.events, outcome.body_bytes, outcome.opening = watch.events, watch.bytes, watch.opening
 
 

@@ -29,7 +29,8 @@ class Attempt(msgspec.Struct, gc=False):
     """One target's try. error: None (answered), `connect`, `pool_full`, `timeout`, `lost`, `bad_response`, `status`
     (retried elsewhere), `engine_error` (error event in a 200 stream), `request_error` (such an event that blames the
     request), `cut` (broke off after its first byte), `client_gone`, `internal`. seconds: from sending to the end.
-    connect_s: spent on opening connections, 0 with one that was open. stale_retries: fresh ones after a stale one."""
+    connect_s: spent on opening connections, 0 with one that was open. stale_retries: fresh ones after a stale one.
+    tokens: of a complete answer, as the engine reports or by its events; 0 if neither says."""
 
     target_id: str
     status: int | None = None
@@ -38,6 +39,7 @@ class Attempt(msgspec.Struct, gc=False):
     seconds: float = 0.0
     connect_s: float = 0.0
     stale_retries: int = 0
+    tokens: int = 0
 
 
 class Outcome(msgspec.Struct, gc=False):

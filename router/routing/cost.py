@@ -7,6 +7,11 @@
               (at most half of that prompt's: an answer that hasn't begun says no more)
     crowd   = decode_tokens x sequences running there / rate        each takes its share of every step
             + ANSWER_WEIGHT x answer_s x busy / (1 - busy)          others' prefills slow down our answer
+            + company_s x context                                   and so do their answers: a step reads all KV
+              context: prompt tokens of all requests there. company_s: learnt (fleet.pace); ANSWER_WEIGHT x half of an
+              answer's steps, since two answers are there together for half of their time, and what the first token
+              waits for. Half of it for a session that has a home: who leaves because of others who answer there now
+              meets others the next time.
     prefill = (recompute_weight x work + ANSWER_WEIGHT x sequences running there x still) / rate
               The first weight is above 1 because recomputing uses up what waiting does not, and puts everyone behind;
               the second because an engine computes prompts in the steps of its running sequences: every answer under
@@ -14,8 +19,9 @@
               work: of the session's own uncached tokens + shared / users + LOWER_COST x lower, each token dearer the
               more it attends to (fleet.speed.effort). shared: uncached tokens that other sessions have too; a new copy
               of those also serves the next sessions that begin so (users = copy_users / SPREAD, from 1 to MAX_USERS).
-              lower: held, but below the GPU. still: the same with shared / sqrt(users), since who stands still now
-              has less of a copy than those who come later: a crowd's prefix is not computed everywhere at once.
+              lower: held, but below the GPU. still: the same with shared / sqrt(users), of up to MAX_CROWD users: who
+              stands still now has less of a copy than those who come later, so that a crowd's prefix is not computed
+              everywhere at once.
     later   = horizon x crowded + evictions x evicted / rate
               crowded  = (base + step_tokens / rate + decode_tokens x usual sequences / rate) / (1 - busy)
                                                                     a later step, among those who are usually there
@@ -57,12 +63,15 @@ LOWER_COST = 0.2
 """Loading a token's KV from host memory against computing it: PCIe moves it several times faster than a prefill."""
 MAX_USERS = 4.0
 """A copy is never cheaper than a quarter of its price: whoever is sent there first does wait for it."""
+MAX_CROWD = 10.0
+"""How many users of a copy count for those who stand still for it: in a crowd's first seconds nobody knows of more."""
 SPREAD = 3.0
 """Of the sessions that begin with a prefix, one in so many is expected to use one more copy of it."""
 FREE_SHARE = 0.1
 HOME_STEPS = 4.0
 """Steps that a session with a home plans ahead: moving to a faster replica must pay within these."""
 MAX_BUSY = 0.9
+HOME_COMPANY = 0.5
 
 
 @dataclass(slots=True, frozen=True)
@@ -89,12 +98,12 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         ask.steps_left,
     )
     common = min(ask.shared_tokens, prompt)
-    users = min(MAX_USERS, max(1.0, ask.copy_users / SPREAD))
-    copy, delay = 1.0 / users, 1.0 / math.sqrt(users)
+    users = min(MAX_CROWD, max(1.0, ask.copy_users / SPREAD))
+    copy, delay = 1.0 / min(users, MAX_USERS), 1.0 / math.sqrt(users)
     horizon = min(HOME_STEPS, steps) if home else steps
     evictions = max(1.0, steps)
     token_s, base_s, growth, kept_too = 1.0 / ask.rate, ask.base_s, ask.step_tokens, kept + ask.shared_tokens
-    answer_s = ANSWER_WEIGHT * ask.answer_s
+    answer_s, company = ANSWER_WEIGHT * ask.answer_s, ask.company_s * (HOME_COMPANY if home else 1.0)
     now = ask.now
     start, fade = epoch(now)
     attention = 2 * ATTENTION_TOKENS
@@ -155,7 +164,7 @@ def prices(ask: Ask, candidates: Sequence[Candidate], weights: Weights) -> list[
         head = load.head
         if head is not None and now > load.since:  # as Load.left
             queue -= min(0.5 * head.prefill * per_token, now - load.since)
-        crowd = decode * sequences * per_token + answer_s * busy / slack
+        crowd = decode * sequences * per_token + answer_s * busy / slack + company * load.context * slowness
         prefill = (recompute * work + ANSWER_WEIGHT * sequences * still) * per_token
         total = base + queue + crowd + prefill + later - preferred
         found.append((total, load.turn, place, base, queue, crowd, prefill, later, preferred))

@@ -14,8 +14,10 @@ import msgspec
 
 from router.blocks import TOKEN_BYTES
 from router.fleet.load import Ticket
+from router.fleet.pace import FleetPace
 from router.fleet.replica import Replica
 from router.fleet.speed import FleetSpeed, effort
+from router.routing.cost import ANSWER_WEIGHT
 from router.routing.lineage import NEW, Found, Lineage, Session
 from router.routing.popularity import HotPrefix, Popularity
 from router.routing.types import Ask, Candidate, Decision, Policy
@@ -72,7 +74,9 @@ class Placement:
         self.lineage = Lineage(clock, max_sessions, prefix)
         self.popularity = Popularity()
         self.speed = FleetSpeed()
+        self.pace = FleetPace()
         self.answer_s = 1.0
+        self.answer_tokens = 100.0
 
     def look(self, facts: Facts, most_held: int) -> Past:
         """What is known before the decision. `most_held`: leading tokens that the best replica holds."""
@@ -101,6 +105,7 @@ class Placement:
             base_s=self.speed.base_s,
             rate=self.speed.rate,
             answer_s=self.answer_s,
+            company_s=self.pace.wait(1.0) + 0.5 * ANSWER_WEIGHT * self.answer_tokens * self.pace.token_s,
             now=now,
         )
         return Past(facts, found, shared, kind, ask)
@@ -125,7 +130,8 @@ class Placement:
             load.warm_tokens = warm.get(replica.id, 0.0)
             head, speed = load.head, replica.speed
             if head is not None and now > head.due:
-                speed.look(self.speed, now, head.ahead, now - head.at)
+                waited = now - head.at - speed.slowness * self.pace.wait(head.among)
+                speed.look(self.speed, now, head.ahead, max(0.0, waited))
             elif speed.slowness != 1.0:
                 speed.look(self.speed, now)
 
@@ -141,7 +147,7 @@ class Placement:
 class Sent:
     """One dispatch under way."""
 
-    __slots__ = ("_first", "_placement", "_streamed", "_ticket", "replica", "session")
+    __slots__ = ("_first", "_placement", "_sequences", "_streamed", "_ticket", "replica", "session")
 
     def __init__(self, placement: Placement, past: Past, candidate: Candidate) -> None:
         facts = past.facts
@@ -153,11 +159,15 @@ class Sent:
         own = int(effort(max(0, facts.tokens - cached), cached))
         slowness, speed = self.replica.speed.slowness, placement.speed
         ahead = load.left(now, speed.rate / slowness) + own
-        due = now + slowness * speed.predict(ahead)
+        due = now + slowness * (speed.predict(ahead) + placement.pace.wait(load.context))
         self._first = 0.0
         # An answer that is not streamed has its first byte at its end: nothing tells when its prompt was done.
         self._streamed = facts.streamed
-        self._ticket: Ticket = load.begin(own, facts.sequences, now, ahead=ahead, due=due, told=facts.streamed)
+        self._sequences = max(1, facts.sequences)
+        context = facts.tokens * facts.sequences
+        self._ticket: Ticket = load.begin(
+            own, facts.sequences, now, context=context, ahead=ahead, due=due, told=facts.streamed
+        )
         self.session: Session | None = None
         if past.session is not None:
             self.session = past.session  # sent before, to a replica that failed
@@ -187,13 +197,22 @@ class Sent:
             return
         self._first = now
         if answered and ticket.ahead:
-            self.replica.speed.observe(self._placement.speed, ticket.ahead, now - ticket.at, now)
+            speed, placement = self.replica.speed, self._placement
+            seconds = now - ticket.at - speed.slowness * placement.pace.wait(ticket.among)
+            speed.observe(placement.speed, ticket.ahead, seconds, now)
 
-    def ended(self, now: float) -> None:
-        """Nothing of it is there any more."""
+    def ended(self, now: float, tokens: int = 0) -> None:
+        """Nothing of it is there any more. `tokens`: of its answers, if they are complete and that is known."""
+        first, placement = self._first, self._placement
+        if first:
+            placement.answer_s += 0.01 * (now - first - placement.answer_s)
+            tokens //= self._sequences
+            if tokens and now > first:
+                placement.answer_tokens += 0.01 * (tokens - placement.answer_tokens)
+                area, computed = self._ticket.beside(now)
+                seconds = (now - first) / self.replica.speed.slowness - computed / placement.speed.rate
+                placement.pace.observe(tokens, seconds, area / (now - first))
         self._ticket.end(now)
-        if self._first:
-            self._placement.answer_s += 0.01 * (now - self._first - self._placement.answer_s)
         if self.session is not None:
             self._placement.lineage.ended(self.session)
             self.session = None

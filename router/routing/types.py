@@ -19,7 +19,9 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     use another copy of those. `steps_left`, `step_tokens`: how often the session is expected to come back, and with how
     many new tokens each time. `kept_tokens`: what it will keep in the cache besides the shared part when it is over.
     `own_warm`: of its home's `Load.warm_tokens`, what stands for this session. `base_s`, `rate`: the fleet's speed
-    (see fleet.speed); `answer_s`: how long answers take after their first token. `now`: seconds on the router's clock.
+    (see fleet.speed); `answer_s`: how long answers take after their first token; `company_s`: by how much a request
+    takes longer for each token of context that is decoded beside it (see routing.cost). `now`: seconds on the router's
+    clock.
     """
 
     prompt_tokens: int = 0
@@ -36,6 +38,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     base_s: float = PRIOR_BASE_S
     rate: float = PRIOR_RATE
     answer_s: float = 0.0
+    company_s: float = 0.0
     now: float = 0.0
 
 
