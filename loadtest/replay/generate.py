@@ -131,6 +131,33 @@ def flash_crowd(replicas: int, requests: int, *, block: int = 16, seed: int = 0)
     return Workload("flash-crowd", block, made)
 
 
+def shared_prompt(replicas: int, requests: int, *, block: int = 16, seed: int = 0) -> Workload:
+    """Single requests, more than the fleet can answer in time, that share a system prompt of 20,000 tokens."""
+    made = _answers(replicas, requests, block, seed, system=20_000, own=200, answer=150, rate=12.0)
+    return Workload("shared-prompt", block, made)
+
+
+def long_answers(replicas: int, requests: int, *, block: int = 16, seed: int = 0) -> Workload:
+    """Single requests that share a system prompt of 6,000 tokens and get answers of 600 on average."""
+    made = _answers(replicas, requests, block, seed, system=6_000, own=400, answer=600, rate=5.5)
+    return Workload("long-answers", block, made)
+
+
+def _answers(
+    replicas: int, requests: int, block: int, seed: int, *, system: int, own: int, answer: int, rate: float
+) -> list[Session]:
+    """`own`, `answer`: mean tokens of a prompt's own part and of an answer; `rate`: requests a second and replica."""
+    source, ids, now = random.Random(seed), _Ids(), 0.0
+    first = ids.take(system // block)
+    head, made = range(first, first + system // block), []
+    for _ in range(requests):
+        now += source.expovariate(rate * replicas)
+        call = Call(system + 1 + int(source.expovariate(1 / own)), 1 + int(source.expovariate(1 / answer)))
+        blocks = (call.prompt + call.output) // block - len(head)
+        made.append(Session(now, [call], head, ids.take(blocks), blocks))
+    return made
+
+
 def pressure(replicas: int, requests: int, *, block: int = 16, seed: int = 0) -> Workload:
     """Long-lived agents that stay away longer: together three caches' worth of context, spread over the fleet."""
     source, ids = random.Random(seed), _Ids()
@@ -211,6 +238,8 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "agents-headers": agents_headers,
     "mixed": mixed,
     "flash-crowd": flash_crowd,
+    "shared-prompt": shared_prompt,
+    "long-answers": long_answers,
     "pressure": pressure,
     "slow-replica": slow_replica,
     "sequential": sequential,

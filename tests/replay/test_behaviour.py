@@ -14,7 +14,9 @@ from loadtest.replay.workload import ideal
 from router.routing.policies import POLICIES
 
 REPLICAS, REQUESTS = 8, 4000
-GROWING = sorted(set(WORKLOADS) - {"documents"})
+DECODING = {"shared-prompt", "long-answers"}
+"""See test_decoding."""
+GROWING = sorted(set(WORKLOADS) - {"documents"} - DECODING)
 """Where the best hit rate and the shortest waits go together."""
 
 
