@@ -21,6 +21,8 @@ _PRIOR_CONTEXT = 100_000.0
 _PRIOR_WEIGHT = 4.0
 _SHORTEST = 8
 """Answers of fewer tokens say little of a step."""
+_OUTLIER = 4.0
+"""An answer that took more than this many times longer than usual counts as that: a stall is no pace."""
 _LEAST_S = 1e-4
 
 
@@ -46,7 +48,8 @@ class FleetPace:
         """An answer of so many tokens took so long after its first one, among `context` tokens on average."""
         if tokens < _SHORTEST:
             return
-        self._note(context, max(_LEAST_S, seconds / (tokens - 1)))
+        usual = self.step_s + self.token_s * context
+        self._note(context, min(max(seconds / (tokens - 1), usual / _OUTLIER), usual * _OUTLIER))
         n, sc, st = self._n, self._sc, self._st
         spread = n * self._scc - sc * sc
         slope = (n * self._sct - sc * st) / spread if spread > 0 else 0.0

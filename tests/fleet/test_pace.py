@@ -31,6 +31,14 @@ def test_nothing_is_taken_to_slow_answers_down_before_one_is_seen() -> None:
     assert pace.step_s > 0.0 and pace.token_s >= 0.0
 
 
+def test_a_stall_is_no_pace() -> None:
+    pace = FleetPace()
+    for _ in range(500):
+        pace.observe(100, 0.99, 50_000.0)
+    pace.observe(100, 3600.0, 60_000.0)
+    assert pace.step_s + pace.token_s * 50_000.0 == pytest.approx(0.01, rel=0.05)
+
+
 def test_the_context_beside_an_answer_is_its_mean_over_time() -> None:
     load = Load()
     one = load.begin(100, now=0.0, context=1_000)
