@@ -14,6 +14,7 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -212,6 +213,7 @@ def _spelled(content: str) -> bytes:
         return content.encode()
 
 
+@cache
 def _alphabet() -> dict[str, int]:
     """Byte-level BPE's character -> byte: printable Latin-1 stands for itself, the rest for U+0100 and on, in order."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -231,6 +231,25 @@ async def test_long_new_texts_leave_the_loop_free(tiny: ChatModel) -> None:
     stage.close()
 
 
+class Turns:
+    """The longest turn of the loop, in CPU seconds of its thread: the machine's other work doesn't count."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._beat = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            self.longest = max(self.longest, time.thread_time() - last)
+            last = time.thread_time()
+
+    def stop(self) -> float:
+        self._beat.cancel()
+        return self.longest
+
+
 @pytest.mark.parametrize("kind", ["texts", "ids", "inputs"])
 async def test_thousands_of_prompts_leave_the_loop_free(tiny: ChatModel, kind: str) -> None:
     """20,000 prompts are more than a tenth of a second's work; no turn of the loop may take a visible part of it."""
@@ -241,29 +260,19 @@ async def test_thousands_of_prompts_leave_the_loop_free(tiny: ChatModel, kind: s
     body = json.dumps({"model": "m", name: prompts}).encode()
 
     async def longest() -> float:
-        """CPU seconds of the longest turn of the loop: the machine's other work doesn't count."""
         stage = PromptStage({"m": ModelSpec("m", tiny)})
-        turns = [0.0]
-
-        async def others() -> None:
-            last = time.thread_time()
-            while True:
-                await asyncio.sleep(0)
-                turns.append(time.thread_time() - last)
-                last = time.thread_time()
-
-        beat = asyncio.create_task(others())
+        turns = Turns()
         await asyncio.sleep(0)
         asked = await stage.parse(path, body)
         await stage.check_ids(asked, "m")
         prompt = await stage.prepare(asked)
-        beat.cancel()
+        most = turns.stop()
         stage.close()
         assert prompt.exact
         assert prompt.tokens == sum(
             len(one) if isinstance(one, list) else len(tiny.encode(one, True)) // TOKEN_BYTES for one in prompts
         )
-        return max(turns)
+        return most
 
     assert min([await longest() for _ in range(3)]) < 0.005
 
@@ -273,26 +282,17 @@ async def test_a_tool_with_very_many_values_leaves_the_loop_free(tiny: ChatModel
     template = {"default": "{{ tools | tojson }}"}
     model, fresh = [ChatModel(tiny.tokenizer, template, {}, max_seconds=60.0) for _ in range(2)]
     stage = PromptStage({"m": ModelSpec("m", model)})
-    turns = [0.0]
-
-    async def others() -> None:
-        last = time.thread_time()
-        while True:
-            await asyncio.sleep(0)
-            turns.append(time.thread_time() - last)
-            last = time.thread_time()
-
     tool = {"type": "function", "function": {"name": "f", "parameters": {"x": [{} for _ in range(60_000)]}}}
     messages = [{"role": "user", "content": "hi"}]
     asked = await stage.parse(CHAT, json.dumps({"model": "m", "messages": messages, "tools": [tool]}).encode())
-    beat = asyncio.create_task(others())
+    turns = Turns()
     await asyncio.sleep(0)
     prompt = await stage.prepare(asked)
-    beat.cancel()
+    most = turns.stop()
     started = time.thread_time()
     fresh.render(messages, [tool])
     took = time.thread_time() - started
-    assert max(turns) < took / 4, (max(turns), took)
+    assert most < took / 4, (most, took)
     assert prompt.exact and prompt.tokens > 60_000
     stage.close()
 
@@ -302,15 +302,7 @@ async def test_thousands_of_short_messages_leave_the_loop_free(tiny: ChatModel) 
     stage = PromptStage({"m": ModelSpec("m", tiny)})
 
     async def longest(number: int) -> float:
-        turns = [0.0]
         others = 0
-
-        async def heartbeat() -> None:
-            last = time.thread_time()
-            while True:
-                await asyncio.sleep(0)
-                turns.append(time.thread_time() - last)
-                last = time.thread_time()
 
         async def small() -> None:
             nonlocal others
@@ -321,17 +313,17 @@ async def test_thousands_of_short_messages_leave_the_loop_free(tiny: ChatModel) 
 
         talk = [{"role": ("user", "assistant")[i % 2], "content": f"{number} {i}"} for i in range(6000)]
         body = json.dumps({"model": "m", "messages": talk}).encode()
-        beats = [asyncio.create_task(one()) for one in (heartbeat, small)]
+        turns, beat = Turns(), asyncio.create_task(small())
         await asyncio.sleep(0)
         asked = await stage.parse(CHAT, body)
         prompt = await stage.prepare(asked)
-        for beat in beats:
-            beat.cancel()
+        most = turns.stop()
+        beat.cancel()
         whole = "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in talk)
         assert asked.body == json.loads(body)
         assert prompt.exact and prompt.ids == tiny.encode(whole + "<|im_start|>assistant\n")
         assert others > 20
-        return max(turns)
+        return most
 
     gc.collect()
     gc.disable()  # of the whole test process's objects: not what is measured
